@@ -1,0 +1,69 @@
+"""
+Baselines that need no critic: pure functions on the returns of a batch of whole episodes.
+
+Every function takes ``returns`` of shape ``(n_steps,)``, the episodes laid end to end, with their ``lengths`` of shape
+``(n_episodes,)``, and gives the baseline of each step, shape ``(n_steps,)``, in the unit of the returns.
+The *return of an episode* is that of its first step.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from sb3_reinforce.returns import timesteps
+
+
+def mean(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """
+    The mean return of the episodes, ``b = 1/N sum_j R_j0``. As it holds the episode's own return, the gradient's
+    expectation is shrunk by the factor ``1 - 1/N`` (when it is unbiased without a baseline).
+
+    Source: Williams, Machine Learning 8, 1992 (reinforcement comparison); the factor follows from
+    ``E[sum_t grad log pi_t R_j0] = 0`` for ``j`` other than the episode itself.
+
+    :param returns: Returns, shape ``(n_steps,)``
+    :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
+    :return: Baseline of each step, shape ``(n_steps,)``
+    """
+    first = returns[np.cumsum(lengths) - lengths]
+    return np.full(len(returns), first.mean())
+
+
+def leave_one_out(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """
+    The mean return of the *other* episodes, ``b_i = 1/(N - 1) sum_{j != i} R_j0``. Unbiased; needs two episodes.
+
+    Source: Kool et al., Buy 4 REINFORCE samples, get a baseline for free!, ICLR 2019 workshop.
+
+    :param returns: Returns, shape ``(n_steps,)``
+    :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
+    :return: Baseline of each step, shape ``(n_steps,)``
+    """
+    first = returns[np.cumsum(lengths) - lengths]
+    return np.repeat((first.sum() - first) / (len(lengths) - 1), lengths)
+
+
+def timestep(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """
+    The mean return of the *other* episodes at the same time, ``b_it = 1/(N - 1) sum_{j != i} R_jt``. An episode that
+    is over by then counts with what it still earns, ``R_jt = 0``: an episode that outlives the others is compared with
+    their end, not with nobody. Unbiased; needs two episodes.
+
+    Source: the time-dependent baseline of Greensmith et al., Variance reduction techniques for gradient estimates in
+    reinforcement learning, JMLR 5, 2004, estimated from the other episodes.
+
+    :param returns: Returns, shape ``(n_steps,)``
+    :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
+    :return: Baseline of each step, shape ``(n_steps,)``
+    """
+    time = timesteps(lengths)
+    sums = np.bincount(time, weights=returns)
+    return (sums[time] - returns) / (len(lengths) - 1)
+
+
+#: The values of the argument ``baseline``, besides ``None`` and ``"value"``.
+BASELINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "mean": mean,
+    "leave_one_out": leave_one_out,
+    "timestep": timestep,
+}

@@ -1,0 +1,166 @@
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    MlpExtractor,
+    NatureCNN,
+    create_mlp,
+)
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+from torch.nn import functional as F
+
+
+class TwoTrunkExtractor(MlpExtractor):
+    """
+    An ``MlpExtractor`` whose actor has a second trunk, for the standard deviation. The actor's latent code is that of
+    the mean, of size ``latent_dim_pi``, followed by that of the standard deviation, of size ``latent_dim_std``.
+
+    :param std_net_arch: Number of units of each layer of the second trunk
+    :param kwargs: Arguments of ``MlpExtractor``
+    """
+
+    def __init__(self, std_net_arch: list[int], **kwargs: Any):
+        super().__init__(**kwargs)
+        layers = create_mlp(kwargs["feature_dim"], 0, std_net_arch, kwargs["activation_fn"])
+        self.std_net = nn.Sequential(*layers).to(kwargs["device"])
+        self.latent_dim_std = std_net_arch[-1]
+
+    def forward_actor(self, features: th.Tensor) -> th.Tensor:
+        return th.cat([self.policy_net(features), self.std_net(features)], dim=1)
+
+
+class ReinforcePolicy(ActorCriticPolicy):
+    """
+    SB3's ``ActorCriticPolicy``, whose Gaussian can have a standard deviation that depends on the observation:
+    ``std = softplus(head(latent)) + min_std``, the policy of Gymnasium's tutorial "Training using REINFORCE for Mujoco".
+
+    Arguments that are not listed are those of ``ActorCriticPolicy``; ``log_std_init`` also sets where a
+    state-dependent standard deviation starts.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param state_dependent_std: Whether the standard deviation is a function of the observation (a linear head on the
+        actor's last layer) rather than a parameter of its own. For Box actions without gSDE.
+    :param std_net_arch: Number of units of each layer of a trunk of its own for the standard deviation;
+        ``None``: it shares the trunk of the mean
+    :param min_std: Floor of a state-dependent standard deviation, in the unit of the action
+    :raises ValueError: If the standard deviation cannot depend on the observation, or an argument of it makes no sense
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *args: Any,
+        state_dependent_std: bool = False,
+        std_net_arch: list[int] | None = None,
+        min_std: float = 1e-6,
+        **kwargs: Any,
+    ):
+        self.state_dependent_std = state_dependent_std
+        self.std_net_arch = std_net_arch
+        self.min_std = min_std
+        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
+
+    def _check_std_arguments(self) -> None:
+        if self.state_dependent_std and not isinstance(self.action_dist, DiagGaussianDistribution):
+            raise ValueError(
+                "state_dependent_std=True needs a Box action space and use_sde=False, "
+                f"not {self.action_space} with use_sde={self.use_sde}"
+            )
+        if self.std_net_arch is not None and not (self.state_dependent_std and self.std_net_arch):
+            raise ValueError(
+                f"std_net_arch={self.std_net_arch} must list at least one layer and needs state_dependent_std=True; "
+                "None shares the trunk of the mean"
+            )
+        if not 0 < self.min_std < np.exp(self.log_std_init):
+            raise ValueError(
+                f"min_std={self.min_std} must be above 0 and below the initial standard deviation "
+                f"exp(log_std_init)={np.exp(self.log_std_init):.3g}"
+            )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data.update(
+            state_dependent_std=self.state_dependent_std,
+            std_net_arch=self.std_net_arch,
+            min_std=self.min_std,
+            # SB3 leaves this one out, and then loads another network than was saved
+            share_features_extractor=self.share_features_extractor,
+        )
+        return data
+
+    def _build_mlp_extractor(self) -> None:
+        if self.std_net_arch is None:
+            super()._build_mlp_extractor()
+        else:
+            self.mlp_extractor = TwoTrunkExtractor(
+                self.std_net_arch,
+                feature_dim=self.features_dim,
+                net_arch=self.net_arch,
+                activation_fn=self.activation_fn,
+                device=self.device,
+            )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self._check_std_arguments()
+        super()._build(lr_schedule)
+        if not self.state_dependent_std:
+            return
+        # The head takes the place of SB3's parameter, and the optimizer is made anew to hold it
+        del self.log_std
+        extractor = self.mlp_extractor
+        latent_dim = extractor.latent_dim_std if isinstance(extractor, TwoTrunkExtractor) else extractor.latent_dim_pi
+        self.std_net = nn.Linear(latent_dim, get_action_dim(self.action_space))
+        if self.ortho_init:
+            self.init_weights(self.std_net, gain=0.01)
+        # softplus(bias) + min_std = exp(log_std_init)
+        nn.init.constant_(self.std_net.bias, np.log(np.expm1(np.exp(self.log_std_init) - self.min_std)))
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        if not self.state_dependent_std:
+            return super()._get_action_dist_from_latent(latent_pi)
+        latent_mean = latent_std = latent_pi
+        if self.std_net_arch is not None:
+            latent_mean, latent_std = latent_pi.split([self.mlp_extractor.latent_dim_pi, self.std_net_arch[-1]], dim=1)
+        std = F.softplus(self.std_net(latent_std)) + self.min_std
+        assert isinstance(self.action_dist, DiagGaussianDistribution)
+        return self.action_dist.proba_distribution(self.action_net(latent_mean), std.log())
+
+
+class ReinforceCnnPolicy(ReinforcePolicy):
+    """
+    :class:`ReinforcePolicy` for images.
+
+    :param features_extractor_class: Features extractor to use
+    """
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class ReinforceMultiInputPolicy(ReinforcePolicy):
+    """
+    :class:`ReinforcePolicy` for dict observations.
+
+    :param features_extractor_class: Features extractor to use
+    """
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+MlpPolicy = ReinforcePolicy
+CnnPolicy = ReinforceCnnPolicy
+MultiInputPolicy = ReinforceMultiInputPolicy

@@ -1,0 +1,454 @@
+import math
+import warnings
+from copy import copy
+from numbers import Integral
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, update_learning_rate
+from stable_baselines3.common.vec_env.util import obs_space_info
+from torch.nn import functional as F
+
+from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
+from sb3_reinforce.returns import RETURNS, generalized_advantage, timesteps
+from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm, check_number
+
+SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
+
+#: The arguments that are names, and the names they take.
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "returns": tuple(RETURNS),
+    "baseline": (None, *BASELINES, "value"),
+    "reduction": ("episode", "step"),
+    "time_limit": ("terminal", "bootstrap", "discard"),
+}
+
+
+class REINFORCE(EpisodicOnPolicyAlgorithm):
+    """
+    REINFORCE (Monte-Carlo policy gradient)
+
+    Every update takes ``N`` complete episodes of the current policy and makes one step along the gradient estimate
+
+    ``g = 1/N sum_i sum_t w_t grad log pi(a_it | s_it) (R_it - b_it)``
+
+    Papers: Williams, Simple statistical gradient-following algorithms for connectionist reinforcement learning,
+    Machine Learning 8, 1992; Sutton & Barto, Reinforcement Learning: An Introduction, 2nd ed., sections 13.3 and 13.4.
+
+    Log-probabilities are those of the sampled action; the environment gets it clipped to the bounds of its space.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0).
+        With ``target_kl``, it is where the learning rate starts.
+    :param n_episodes: Number of complete episodes per update, over all environments: environment ``i`` of ``n_envs``
+        gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
+    :param min_steps: Collect further rounds of ``n_episodes`` until the batch has this many steps. The gradient
+        estimate is then no longer exactly unbiased, as the number of episodes depends on their lengths.
+    :param max_episode_steps: Give up with an error on an episode that is longer than this: the environment has no
+        time limit and does not end
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator, with the learned
+        baseline. 1 is Monte Carlo.
+    :param returns: The return ``R_it``: ``"reward_to_go"`` (discounted rewards from step t on), ``"episode"``
+        (discounted rewards of the whole episode) or ``"mean_reward_to_go"`` (mean over the episode of its
+        rewards-to-go, biased). See :mod:`sb3_reinforce.returns`.
+    :param baseline: The baseline ``b_it``: ``None``, ``"mean"`` (mean return of the episodes; shrinks the gradient by
+        1 - 1/N), ``"leave_one_out"`` (mean return of the other episodes), ``"timestep"`` (mean return of the other
+        episodes at the same time) or ``"value"`` (a learned critic). See :mod:`sb3_reinforce.baselines`.
+    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``
+    :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula;
+        ``"step"``: mean over all steps, as in A2C
+    :param discount_states: Whether ``w_t`` is ``gamma^t``, the exact gradient of the discounted objective (Nota & Thomas,
+        https://arxiv.org/abs/1906.07073), instead of 1
+    :param time_limit: What the end of an episode means if a time limit cut it off: ``"terminal"`` (no reward comes
+        after it), ``"bootstrap"`` (the critic says what would have come; needs ``baseline="value"``) or ``"discard"``
+        (the episode counts towards ``n_episodes``, but is not learned from). An episode that terminates on its last
+        step has terminated.
+    :param ent_coef: Entropy coefficient for the loss calculation, reduced over steps and episodes as the gradient is
+    :param n_value_epochs: Number of passes of the critic over the batch, after the advantages are taken
+    :param value_batch_size: Minibatch size of the critic, in steps
+    :param value_learning_rate: Learning rate of the critic, it can be a function of the current progress remaining
+    :param normalize_value: Whether to divide the critic's targets by their running standard deviation
+    :param max_grad_norm: The maximum value for the gradient clipping, ``None`` for no clipping
+    :param target_kl: Limit the step by the KL divergence between the policy before and after it, measured on the batch:
+        while it is over twice the target, the step is halved, and the learning rate follows the target from update to
+        update. It can be a function of the current progress remaining. ``None``: no limit.
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+        instead of action noise exploration (default: False)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Rollout buffer class to use, an ``EpisodeRolloutBuffer``.
+        If ``None``, it will be automatically selected.
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation. See
+        :class:`~sb3_reinforce.policies.ReinforcePolicy`
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: If an argument is not one of those allowed, or does not go with another one
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ReinforcePolicy,
+        "CnnPolicy": ReinforceCnnPolicy,
+        "MultiInputPolicy": ReinforceMultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-2,
+        n_episodes: int | None = None,
+        min_steps: int = 0,
+        max_episode_steps: int = 100_000,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        returns: str = "reward_to_go",
+        baseline: str | None = "timestep",
+        normalize_advantage: bool = True,
+        reduction: str = "episode",
+        discount_states: bool = False,
+        time_limit: str = "terminal",
+        ent_coef: float = 0.0,
+        n_value_epochs: int = 5,
+        value_batch_size: int = 256,
+        value_learning_rate: float | Schedule = 1e-3,
+        normalize_value: bool = True,
+        max_grad_norm: float | None = None,
+        target_kl: float | Schedule | None = 0.1,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[EpisodeRolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_episodes=n_episodes,
+            min_steps=min_steps,
+            max_episode_steps=max_episode_steps,
+            time_limit=time_limit,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.returns = returns
+        self.baseline = baseline
+        self.normalize_advantage = normalize_advantage
+        self.reduction = reduction
+        self.discount_states = discount_states
+        self.n_value_epochs = n_value_epochs
+        self.value_batch_size = value_batch_size
+        self.value_learning_rate = value_learning_rate
+        self.normalize_value = normalize_value
+        self.target_kl = target_kl
+        # Both are learned, and saved with the model
+        self._kl_learning_rate_factor = 1.0
+        self._value_rms = RunningMeanStd()
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(repr, allowed))}")
+        for name in ("gamma", "gae_lambda"):
+            check_number(name, getattr(self, name), 0, 1)
+        for name in ("n_value_epochs", "value_batch_size"):
+            check_number(name, getattr(self, name), 1, kind=Integral)
+        for name in ("learning_rate", "value_learning_rate", "target_kl"):
+            if not callable(getattr(self, name)) and (name, getattr(self, name)) != ("target_kl", None):
+                check_number(name, getattr(self, name), 0, or_else="a function of the progress remaining")
+        check_number("ent_coef", self.ent_coef, -math.inf)
+        if self.max_grad_norm is not None:
+            check_number("max_grad_norm", self.max_grad_norm, 0, or_else="None")
+        if self.n_episodes is not None:
+            check_number(f"With baseline={self.baseline!r}, n_episodes", self.n_episodes, self._min_n_episodes, kind=Integral)
+        if self.time_limit == "bootstrap" and self.baseline != "value":
+            raise ValueError(f"time_limit='bootstrap' needs the critic, baseline='value', not {self.baseline!r}")
+        if self.gae_lambda < 1 and (self.baseline != "value" or self.returns != "reward_to_go"):
+            raise ValueError(
+                f"gae_lambda={self.gae_lambda} < 1 needs baseline='value' and returns='reward_to_go', "
+                f"not {self.baseline!r} and {self.returns!r}"
+            )
+
+    @property
+    def _min_n_episodes(self) -> int:
+        return 2 if self.baseline in ("leave_one_out", "timestep") else 1
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # Steps that go through the network at once, so that memory does not grow with the batch
+        obs_size = sum(math.prod(shape) for shape in obs_space_info(self.observation_space)[1].values())
+        self._chunk_size = min(2**14, max(1, 2**23 // max(1, obs_size)))
+        if self.baseline == "value":
+            # The critic's own parameters: those that it shares with the actor are left to the policy gradient
+            critic = th.nn.ModuleList([self.policy.value_net, self.policy.mlp_extractor.value_net])
+            if not self.policy.share_features_extractor:
+                critic.append(self.policy.vf_features_extractor)
+            self.value_optimizer = self.policy.optimizer_class(
+                critic.parameters(),
+                lr=FloatSchedule(self.value_learning_rate)(1),  # type: ignore[call-arg]
+                **self.policy.optimizer_kwargs,
+            )
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return state_dicts + ["value_optimizer"] * (self.baseline == "value"), tensors
+
+    def train(self) -> None:
+        """
+        Make one step along the policy gradient of the collected episodes, then fit the critic if there is one.
+
+        :raises ValueError: If an advantage, the gradient or the critic's loss is not finite; the parameters of the
+            policy are then those from before
+        """
+        if self.rollout_buffer.n_episodes < self._min_n_episodes:
+            warnings.warn(
+                f"No update: {self.rollout_buffer.n_episodes} episodes are left to learn from, at least "
+                f"{self._min_n_episodes} are needed. time_limit='discard' leaves out those that a time limit cut off; "
+                "consider 'terminal' or 'bootstrap'"
+            )
+            return
+        # Eval mode (this affects batch norm / dropout), as in the rollout
+        self.policy.set_training_mode(False)
+        self._compute_advantages()
+        old_distributions = self._distributions()
+
+        self.policy.set_training_mode(True)
+        policy_loss, entropy_loss = self._compute_gradient()
+        max_grad_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm).item()
+        if not math.isfinite(grad_norm):
+            self.policy.optimizer.zero_grad()
+            raise ValueError(
+                f"The policy gradient is not finite (norm {grad_norm}, policy_loss {policy_loss}): no step was made. "
+                "Rewards that are too large, or a standard deviation near zero, are the usual reasons"
+            )
+        if self.baseline == "value":
+            self.logger.record("train/value_loss", self._fit_value())
+        self.policy.set_training_mode(False)
+        learning_rate = self._kl_learning_rate_factor * self.lr_schedule(self._current_progress_remaining)
+        update_learning_rate(self.policy.optimizer, learning_rate)
+        approx_kl = self._step(old_distributions)
+
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/learning_rate", learning_rate)
+        self.logger.record("train/entropy_loss", entropy_loss)
+        self.logger.record("train/policy_loss", policy_loss)
+        self.logger.record("train/grad_norm", grad_norm)
+        self.logger.record("train/approx_kl", approx_kl)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        elif isinstance(self.action_space, spaces.Box):
+            stddevs = [distribution.distribution.stddev for distribution in old_distributions]  # type: ignore[union-attr]
+            self.logger.record("train/std", th.cat(stddevs).mean().item())
+
+    def _compute_advantages(self) -> None:
+        """Fill in the ``advantages`` and the ``returns`` (targets of the critic) of the rollout buffer."""
+        buffer = self.rollout_buffer
+        rewards, lengths = buffer.rewards, buffer.lengths
+        if self.baseline == "value":
+            values = np.concatenate([self._predict_values(batch.observations) for batch in buffer.get(self._chunk_size)])
+            last_values = self._last_values()
+            returns = RETURNS[self.returns](rewards, lengths, self.gamma, last_values)
+            targets = values + generalized_advantage(rewards, values, lengths, self.gamma, self.gae_lambda, last_values)
+            baseline = values
+        else:
+            returns = targets = RETURNS[self.returns](rewards, lengths, self.gamma)
+            baseline = BASELINES[self.baseline](returns, lengths) if self.baseline else np.zeros_like(returns)
+        # With the critic and lambda < 1, the lambda-return takes the place of the Monte-Carlo return
+        advantages = (targets if self.gae_lambda < 1 else returns) - baseline
+        if not np.isfinite(advantages).all():
+            raise ValueError("An advantage is not finite: the rewards are too large for double precision, or gamma")
+
+        self.logger.record("train/return_mean", returns[np.cumsum(lengths) - lengths].mean())
+        self.logger.record("train/advantage_std", advantages.std())
+        if self.baseline is not None:
+            self.logger.record("train/explained_variance", explained_variance(baseline, targets))
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
+        if self.discount_states:
+            advantages = advantages * self.gamma ** timesteps(lengths)
+        buffer.advantages = advantages.astype(np.float32)
+        buffer.returns = targets.astype(np.float32)
+
+    def _last_values(self) -> np.ndarray:
+        """
+        :return: Value of the observation after the last step of each episode, zero if none is wanted,
+            shape ``(n_episodes,)``
+        """
+        last_values = np.zeros(self.rollout_buffer.n_episodes)
+        for i, episode in enumerate(self.rollout_buffer.episodes):
+            if episode.truncated and self.time_limit == "bootstrap":
+                observation, _ = self.policy.obs_to_tensor(episode.terminal_observation)  # type: ignore[arg-type]
+                last_values[i] = self._predict_values(observation)[0]
+        return last_values
+
+    def _predict_values(self, observations: PyTorchObs) -> np.ndarray:
+        """
+        :param observations: Observations, shape ``(n_steps, *obs_shape)``
+        :return: The critic's estimate in the unit of the returns, shape ``(n_steps,)``
+        """
+        with th.no_grad():
+            values = self.policy.predict_values(observations).flatten().cpu().numpy().astype(np.float64)
+        mean, std = self._value_scale(self._value_rms)
+        return mean + std * values
+
+    def _value_scale(self, value_rms: RunningMeanStd) -> tuple[float, float]:
+        if not self.normalize_value:
+            return 0.0, 1.0
+        return float(value_rms.mean), float(np.sqrt(value_rms.var + 1e-8))
+
+    def _distributions(self) -> list[Distribution]:
+        """
+        :return: The policy at the observations of the batch, by chunks
+        """
+        with th.no_grad():
+            # The policy has a single distribution object, which the next call changes
+            return [
+                copy(self.policy.get_distribution(batch.observations)) for batch in self.rollout_buffer.get(self._chunk_size)
+            ]
+
+    def _compute_gradient(self) -> tuple[float, float]:
+        """
+        Leave the gradient of the loss in the parameters of the policy.
+
+        :return: The policy loss, and the mean of the negative entropy over the steps
+        """
+        buffer = self.rollout_buffer
+        count = buffer.n_episodes if self.reduction == "episode" else buffer.n_steps
+        policy_loss_sum = entropy_loss_sum = 0.0
+        self.policy.optimizer.zero_grad()
+        for batch in buffer.get(self._chunk_size):
+            # Distributions of vectors want floats, the one of integers wants those
+            actions = batch.actions.flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions.float()
+            distribution = self.policy.get_distribution(batch.observations)
+            log_prob = distribution.log_prob(actions)
+            entropy = distribution.entropy()
+            policy_loss = -(batch.advantages * log_prob).sum()
+            # Approximate entropy when no analytical form
+            entropy_loss = -(-log_prob if entropy is None else entropy).sum()
+            ((policy_loss + self.ent_coef * entropy_loss) / count).backward()
+            policy_loss_sum += policy_loss.item()
+            entropy_loss_sum += entropy_loss.item()
+        return policy_loss_sum / count, entropy_loss_sum / buffer.n_steps
+
+    def _step(self, old_distributions: list[Distribution]) -> float:
+        """
+        Step along the gradient, no further than ``target_kl`` allows.
+
+        :param old_distributions: The policy before the step
+        :return: Mean KL divergence from the policy before to the policy after the step, in nats
+        """
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        before = [parameter.detach().clone() for parameter in parameters]
+        self.policy.optimizer.step()
+        approx_kl = self._approx_kl(old_distributions)
+        if self.target_kl is None:
+            return approx_kl
+
+        target_kl = FloatSchedule(self.target_kl)(self._current_progress_remaining)
+        fraction = 1.0
+        while not approx_kl <= 2 * target_kl:  # NaN is too far as well
+            fraction = 0.5 * fraction if fraction > 1e-3 else 0.0
+            for parameter, start in zip(parameters, before, strict=True):
+                parameter.data.lerp_(start, 0.5 if fraction else 1.0)
+            approx_kl = self._approx_kl(old_distributions) if fraction else 0.0
+        # The divergence grows with the square of the step
+        ratio = math.sqrt(target_kl / max(approx_kl, 1e-12)) if fraction else 0.5
+        self._kl_learning_rate_factor *= fraction * min(max(ratio, 0.5), 1.5) if fraction else 1e-3
+        return approx_kl
+
+    def _approx_kl(self, old_distributions: list[Distribution]) -> float:
+        total = sum(
+            kl_divergence(old, new).sum().item() for old, new in zip(old_distributions, self._distributions(), strict=True)
+        )
+        return total / self.rollout_buffer.n_steps
+
+    def _fit_value(self) -> float:
+        """
+        Fit the critic to the returns of the batch.
+
+        :return: Mean squared error of the last pass, in the squared unit of the returns
+        :raises ValueError: If it is not finite; the parameters of the critic are then those from before
+        """
+        value_rms = self._value_rms.copy()
+        value_rms.update(self.rollout_buffer.returns.astype(np.float64))
+        mean, std = self._value_scale(value_rms)
+        parameters = self.value_optimizer.param_groups[0]["params"]
+        before = [parameter.detach().clone() for parameter in parameters]
+        update_learning_rate(self.value_optimizer, FloatSchedule(self.value_learning_rate)(self._current_progress_remaining))
+        for _ in range(self.n_value_epochs):
+            losses = []
+            for batch in self.rollout_buffer.get(self.value_batch_size, shuffle=True):
+                values = self.policy.predict_values(batch.observations).flatten()
+                loss = F.mse_loss(values, (batch.returns - mean) / std)
+                if not math.isfinite(loss.item()):
+                    for parameter, start in zip(parameters, before, strict=True):
+                        parameter.data.copy_(start)
+                    raise ValueError(f"The loss of the critic is not finite ({loss.item()}): it was not changed")
+                self.value_optimizer.zero_grad()
+                # The features that it shares with the actor get no gradient
+                loss.backward(inputs=parameters)
+                self.value_optimizer.step()
+                losses.append(loss.item())
+        self._value_rms = value_rms
+        return float(np.mean(losses)) * std**2
+
+    def learn(
+        self: SelfREINFORCE,
+        total_timesteps: int = 100_000,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str = "REINFORCE",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfREINFORCE:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,  # type: ignore[arg-type]
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )

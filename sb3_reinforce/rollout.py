@@ -1,0 +1,257 @@
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import check_for_correct_spaces, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+
+from sb3_reinforce.buffers import Episode, EpisodeRolloutBuffer
+
+#: Episodes per update where ``n_episodes`` is not given: one per environment, but not less than this.
+DEFAULT_N_EPISODES = 8
+
+#: Steps that a rollout buffer has room for at first.
+INITIAL_BUFFER_SIZE = 2048
+
+
+def check_number(
+    name: str, value: Any, low: float, high: float = math.inf, kind: type = Real, or_else: str | None = None
+) -> None:
+    """
+    :param name: Name of the argument
+    :param value: What was given
+    :param low: Smallest value allowed
+    :param high: Largest value allowed
+    :param kind: ``Integral`` for integers
+    :param or_else: What else is allowed, for the message
+    :raises ValueError: If the value is not such a number
+    """
+    if not isinstance(value, kind) or not low <= value <= high:  # type: ignore[operator]
+        noun = "an integer" if kind is Integral else "a number"
+        raise ValueError(f"{name}={value!r} must be {noun} in [{low}, {high}]{f', or {or_else}' if or_else else ''}")
+
+
+def check_finite(name: str, values: VecEnvObs, n_steps: int) -> None:
+    """
+    :param name: What the values are, for the message
+    :param values: One value per environment, or a dict of them
+    :param n_steps: Step of the rollout, for the message
+    :raises ValueError: If a value is NaN or infinite
+    """
+    for array in values.values() if isinstance(values, dict) else (values,):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():  # type: ignore[union-attr]
+            env_idx = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise ValueError(
+                f"The {name} of environment {env_idx} at step {n_steps} of the rollout is not finite: "
+                f"{array[env_idx]}. Observations and rewards must be finite numbers "
+                "(VecCheckNan tells which wrapper they come from). The parameters are those from before the rollout."
+            )
+
+
+class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
+    """
+    The base for on-policy algorithms that learn from whole episodes.
+
+    A rollout starts from a reset of all environments and collects a fixed number of episodes from each of them, so
+    that it does not over-represent short episodes, as the first episodes to finish would.
+
+    :param n_episodes: Number of episodes per rollout, over all environments; environment ``i`` of ``n_envs`` gives
+        ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
+    :param min_steps: Repeat the quota until the rollout has this many steps
+    :param max_episode_steps: Give up on an episode that is longer than this (it would never end)
+    :param time_limit: ``"discard"`` leaves out the episodes that a time limit cut off
+    :param kwargs: Arguments of ``OnPolicyAlgorithm``
+    """
+
+    rollout_buffer: EpisodeRolloutBuffer  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        *args: Any,
+        n_episodes: int | None,
+        min_steps: int,
+        max_episode_steps: int,
+        time_limit: str,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ):
+        kwargs.update(
+            n_steps=INITIAL_BUFFER_SIZE,  # the buffer grows, it is the episodes that end a rollout
+            vf_coef=0.0,  # the critic has an optimizer of its own
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            _init_setup_model=False,
+        )
+        try:
+            super().__init__(*args, **kwargs)
+        except AssertionError as error:  # SB3's way of refusing a space
+            raise ValueError(str(error)) from error
+        self.n_episodes = n_episodes
+        self.min_steps = min_steps
+        self.max_episode_steps = max_episode_steps
+        self.time_limit = time_limit
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = EpisodeRolloutBuffer  # type: ignore[assignment]
+        super()._setup_model()
+
+    def _check_arguments(self) -> None:
+        """
+        :raises ValueError: If an argument has no sense, on its own or for the environment
+        """
+        if self.env is not None:
+            self._check_n_envs(self.env.num_envs)
+        check_number("min_steps", self.min_steps, 0, kind=Integral)
+        check_number("max_episode_steps", self.max_episode_steps, 1, kind=Integral)
+        buffer_class = self.rollout_buffer_class
+        if buffer_class is not None and not issubclass(buffer_class, EpisodeRolloutBuffer):
+            raise ValueError(f"rollout_buffer_class={buffer_class.__name__} must be an EpisodeRolloutBuffer")
+        action_space = self.action_space
+        if isinstance(action_space, spaces.MultiBinary) and not isinstance(action_space.n, int):
+            raise ValueError(f"{action_space} has more than one dimension, which is not supported: flatten it")
+
+    def _check_n_envs(self, n_envs: int) -> None:
+        if self.n_episodes is not None and self.n_episodes < max(n_envs, 1):
+            raise ValueError(
+                f"n_episodes={self.n_episodes} must be at least 1, and at least one per environment ({n_envs} of them). "
+                "None works with any number of environments"
+            )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment to learn from. Unlike in SB3, it can hold another number of environments than the one
+        before: between two rollouts nothing depends on it.
+
+        :param env: The environment
+        :param force_reset: Not used: every rollout starts from a reset
+        :raises ValueError: If its spaces differ, or ``n_episodes`` is less than its number of environments
+        """
+        env = self._wrap_env(env, self.verbose)
+        check_for_correct_spaces(env, self.observation_space, self.action_space)
+        self._check_n_envs(env.num_envs)
+        self.n_envs = env.num_envs
+        super().set_env(env, force_reset=True)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout can go far beyond the total, and a schedule must not be asked for what comes after its end
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    def _sample_actions(self, obs: VecEnvObs) -> np.ndarray:
+        """
+        :param obs: Observations of all environments
+        :return: Actions as the policy samples them, of all environments
+        """
+        with th.no_grad():
+            actions = self.policy.get_distribution(obs_as_tensor(obs, self.device)).get_actions()  # type: ignore[arg-type]
+        return actions.reshape((-1, *self.action_space.shape)).cpu().numpy()  # type: ignore[misc]
+
+    def _env_actions(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: Actions as the policy samples them
+        :return: Actions that the environments can take
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def collect_rollouts(  # type: ignore[override]
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: EpisodeRolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Collect whole episodes with the current policy and fill an ``EpisodeRolloutBuffer``.
+
+        Environments that have given their quota are stepped until the others have too. These surplus steps count as
+        time steps, but they do not enter the buffer, nor the episode statistics.
+
+        :param env: The training environment
+        :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
+        :param rollout_buffer: Buffer to fill
+        :param n_rollout_steps: Not used: a rollout is over when its last episode is
+        :return: False if the callback stopped the rollout, True otherwise
+        :raises ValueError: If an observation or a reward is not finite, or an episode does not end
+        """
+        # Switch to eval mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+
+        n_episodes = self.n_episodes or max(DEFAULT_N_EPISODES, env.num_envs)
+        quotas = np.array([(n_episodes + i) // env.num_envs for i in range(env.num_envs)])
+        remaining = quotas.copy()
+        watched = np.arange(env.num_envs)
+        n_steps = n_steps_waited = 0
+        # `_setup_learn` has reset the environments for the first rollout, whose observation is used once
+        obs = env.reset() if self._last_obs is None else self._last_obs
+        self._last_obs = None
+
+        while True:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            check_finite("observation", obs, n_steps)
+            actions = self._sample_actions(obs)
+            clipped_actions = self._env_actions(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+            self.num_timesteps += env.num_envs
+
+            # Give access to local variables
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            check_finite("reward", rewards, n_steps)
+            rollout_buffer.add(obs, actions, rewards, dones, watched)
+            obs = new_obs
+            n_steps += 1
+            n_steps_waited += 1
+
+            for env_idx in watched[dones[watched]]:
+                info = infos[env_idx]
+                truncated = bool(info.get("TimeLimit.truncated", False))
+                rollout_buffer.end_episode(Episode(env_idx, truncated, info["terminal_observation"] if truncated else None))
+                self._update_info_buffer([info], np.array([True]))
+                remaining[env_idx] -= 1
+                n_steps_waited = 0
+            if n_steps_waited == 0:
+                watched = np.flatnonzero(remaining)
+                if len(watched) == 0 and rollout_buffer.n_steps >= self.min_steps:
+                    break
+                if len(watched) == 0:  # one more round of the quota
+                    remaining = quotas.copy()
+                    watched = np.arange(env.num_envs)
+                    obs = env.reset()
+            elif n_steps_waited >= self.max_episode_steps:
+                raise ValueError(
+                    f"Environment {watched[0]} has not finished an episode in max_episode_steps={self.max_episode_steps} "
+                    "steps, and REINFORCE learns from finished episodes. Give the environment a time limit, for example "
+                    "gymnasium.make(env_id, max_episode_steps=1000), or allow for longer episodes"
+                )
+
+        self.logger.record("rollout/episodes", rollout_buffer.n_episodes)
+        self.logger.record("rollout/steps", rollout_buffer.n_steps)
+        self.logger.record("rollout/surplus_steps", n_steps * env.num_envs - rollout_buffer.n_steps)
+        rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
+
+        callback.update_locals(locals())
+
+        callback.on_rollout_end()
+
+        return True
