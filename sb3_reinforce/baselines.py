@@ -15,11 +15,11 @@ from sb3_reinforce.returns import timesteps
 
 def mean(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """
-    The mean return of the episodes, ``b = 1/N sum_j R_j0``. As it holds the episode's own return, the gradient's
-    expectation is shrunk by the factor ``1 - 1/N`` (when it is unbiased without a baseline).
+    The mean return of the episodes, ``b = 1/N sum_j R_j0``. It holds the episode's own return, which shrinks the
+    expectation of the gradient by the factor ``1 - 1/N`` (exactly, if ``returns`` is ``"episode"`` or ``gamma`` is 1).
 
     Source: Williams, Machine Learning 8, 1992 (reinforcement comparison); the factor follows from
-    ``E[sum_t grad log pi_t R_j0] = 0`` for ``j`` other than the episode itself.
+    ``E[sum_t grad log pi_it R_j0] = 0`` for every other episode ``j``.
 
     :param returns: Returns, shape ``(n_steps,)``
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``

@@ -31,6 +31,9 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "time_limit": ("terminal", "bootstrap", "discard"),
 }
 
+#: A step that has been halved to less than this is not made at all.
+MIN_STEP_FRACTION = 1e-6
+
 
 class REINFORCE(EpisodicOnPolicyAlgorithm):
     """
@@ -390,7 +393,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         target_kl = FloatSchedule(self.target_kl)(self._current_progress_remaining)
         fraction = 1.0
         while not approx_kl <= 2 * target_kl:  # NaN is too far as well
-            fraction = 0.5 * fraction if fraction > 1e-3 else 0.0
+            fraction = 0.5 * fraction if fraction > MIN_STEP_FRACTION else 0.0
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.data.lerp_(start, 0.5 if fraction else 1.0)
             approx_kl = self._approx_kl(old_distributions) if fraction else 0.0
@@ -432,6 +435,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 loss.backward(inputs=parameters)
                 self.value_optimizer.step()
                 losses.append(loss.item())
+        # The optimizer of the policy, which holds these parameters too, is to leave them alone
+        self.value_optimizer.zero_grad()
         self._value_rms = value_rms
         return float(np.mean(losses)) * std**2
 

@@ -1,0 +1,216 @@
+"""
+The mean of many gradient estimates against the gradient by enumeration.
+
+Each check is a chi-square test of ``n_updates`` estimates at one fixed policy, with three degrees of freedom (the logit
+difference of each state). Right code fails it with probability 1e-4 (the seed is fixed, so it does not flicker). Its
+power is shown by what it must reject: the batch mean without its factor 1 - 1/N, which is off by a quarter of the
+gradient, and a batch of the first N episodes to finish.
+"""
+
+from itertools import product
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from scipy import stats
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.buffers import Episode
+from sb3_reinforce.returns import RETURNS, timesteps
+
+N_STATES = 3
+GAMMA = 0.8
+
+
+class SmallMDP(gym.Env):
+    """
+    Three states, two actions. Action 0 ends the episode (with reward 1 + state), action 1 goes on to one of the next two
+    states with equal probability (reward 0.5 - state). It ends at the horizon in any case.
+    """
+
+    observation_space = spaces.Discrete(N_STATES)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, horizon):
+        self.horizon = horizon
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.time = 0
+        return self.state, {}
+
+    def step(self, action):
+        reward = self.reward(self.state, action)
+        self.time += 1
+        self.state = (self.state + int(self.np_random.integers(1, 3))) % N_STATES
+        return self.state, reward, bool(action == 0 or self.time == self.horizon), False, {}
+
+    @staticmethod
+    def reward(state, action):
+        return 1.0 + state if action == 0 else 0.5 - state
+
+    @classmethod
+    def episodes(cls, horizon):
+        """All episodes as (states, actions, probability of the transitions)."""
+        for length in range(1, horizon + 1):
+            for moves in product((1, 2), repeat=length - 1):
+                states = np.cumsum([0, *moves]) % N_STATES
+                for last in (0, 1) if length == horizon else (0,):
+                    yield states, [1] * (length - 1) + [last], 0.5 ** (length - 1)
+
+
+def enumerate_gradient(model, horizon, estimate):
+    """Expectation over all episodes of the gradient of ``estimate(log_probs, rewards)``."""
+    log_pi = model.policy.get_distribution(th.arange(N_STATES)).distribution.logits.double()
+    total = 0.0
+    for states, actions, probability in SmallMDP.episodes(horizon):
+        log_probs = log_pi[states, actions]
+        rewards = np.array([SmallMDP.reward(s, a) for s, a in zip(states, actions, strict=True)])
+        total = total + probability * log_probs.sum().exp().detach() * estimate(log_probs, rewards)
+    return logit_gradient(th.autograd.grad(total, model.policy.action_net.weight)[0])
+
+
+def logit_gradient(weight_gradient):
+    return (weight_gradient[1] - weight_gradient[0]).double().numpy()
+
+
+def score_times_return(model):
+    def estimate(log_probs, rewards):
+        lengths = np.array([len(rewards)])
+        weights = RETURNS[model.returns](rewards, lengths, model.gamma)
+        if model.discount_states:
+            weights = weights * model.gamma ** timesteps(lengths)
+        return (log_probs * th.as_tensor(weights)).sum()
+
+    return estimate
+
+
+class FirstToFinish(REINFORCE):
+    """What this package does not do: the batch holds the first N episodes to finish."""
+
+    def collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps):
+        callback.on_rollout_start()
+        rollout_buffer.reset()
+        obs, unfinished, finished = env.reset(), [[] for _ in range(env.num_envs)], []
+        while len(finished) < self.n_episodes:
+            actions = self._sample_actions(obs)
+            new_obs, rewards, dones, _ = env.step(actions)
+            for i, steps in enumerate(unfinished):
+                steps.append((obs[[i]], actions[[i]], rewards[[i]], dones[[i]]))
+                if dones[i]:
+                    finished.append(steps)
+                    unfinished[i] = []
+            obs = new_obs
+        for steps in finished[: self.n_episodes]:
+            for step in steps:
+                rollout_buffer.add(*step, np.array([0]))
+            rollout_buffer.end_episode(Episode(0, False, None))
+        rollout_buffer.finish()
+        self.num_timesteps += 1  # one rollout per time step: the total counts the updates
+        return True
+
+
+class Estimates(BaseCallback):
+    """The gradient of every update, and a stop after enough of them."""
+
+    def __init__(self, n_updates):
+        super().__init__()
+        self.n_updates = n_updates
+        self.estimates = []
+
+    def _on_rollout_start(self):
+        gradient = self.model.policy.action_net.weight.grad
+        if gradient is not None:
+            self.estimates.append(-logit_gradient(gradient))
+
+    def _on_step(self):
+        return len(self.estimates) < self.n_updates
+
+
+def make_model(horizons, cls=REINFORCE, n_episodes=4, **kwargs):
+    env = DummyVecEnv([lambda horizon=horizon: SmallMDP(horizon) for horizon in horizons])
+    settings = dict(gamma=1.0, normalize_advantage=False, target_kl=None, n_episodes=n_episodes, seed=0)
+    settings.update(policy_kwargs=dict(net_arch=dict(pi=[], vf=[]), ortho_init=False), **kwargs)
+    model = cls("MlpPolicy", env, learning_rate=0.0, **settings)
+    with th.no_grad():
+        model.policy.action_net.weight.copy_(th.tensor([[0.0, 0.5, -0.3], [0.8, 0.0, 0.2]]))
+    return model
+
+
+def p_value(model, expected, n_updates=1000):
+    callback = Estimates(n_updates)
+    model.learn(10**7 if type(model) is REINFORCE else n_updates + 1, callback=callback, log_interval=None)
+    estimates = np.array(callback.estimates)
+    assert estimates.shape == (n_updates, N_STATES)
+    error = estimates.mean(axis=0) - expected
+    statistic = error @ np.linalg.solve(np.cov(estimates.T) / n_updates, error)
+    return stats.chi2.sf(statistic, df=N_STATES)
+
+
+def expected_gradient(model, horizons):
+    """Every environment gives the same number of episodes."""
+    return np.mean([enumerate_gradient(model, horizon, score_times_return(model)) for horizon in horizons], axis=0)
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+@pytest.mark.parametrize("settings", [dict(returns="episode"), dict(discount_states=True)])
+def test_expectation_is_the_gradient_of_the_objective(horizon, settings):
+    """The estimator's expectation, by enumeration, against automatic differentiation of the objective (gamma < 1)."""
+    model = make_model([horizon], gamma=GAMMA, baseline=None, **settings)
+
+    def objective(log_probs, rewards):
+        """Its gradient at the current policy is that of probability times discounted return."""
+        return log_probs.sum() * float(sum(GAMMA**k * r for k, r in enumerate(rewards)))
+
+    np.testing.assert_allclose(
+        enumerate_gradient(model, horizon, score_times_return(model)), enumerate_gradient(model, horizon, objective), rtol=1e-5
+    )
+
+
+def test_enumeration_is_complete():
+    model = make_model([4])
+    log_pi = model.policy.get_distribution(th.arange(N_STATES)).distribution.logits.double()
+    probabilities = [p * log_pi[s, a].sum().exp().item() for s, a, p in SmallMDP.episodes(4)]
+    assert sum(probabilities) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("horizons", [[4], [1, 4], [2, 2, 3, 5]], ids=["1 env", "2 envs", "4 envs"])
+@pytest.mark.parametrize("baseline", [None, *BASELINES, "value"])
+def test_unbiased(baseline, horizons):
+    model = make_model(horizons, baseline=baseline)
+    factor = 1 - 1 / 4 if baseline == "mean" else 1.0
+    assert p_value(model, factor * expected_gradient(model, horizons)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(returns="episode", baseline="leave_one_out"),
+        dict(returns="mean_reward_to_go", baseline="leave_one_out"),
+        dict(discount_states=True),
+        dict(returns="episode", baseline="mean"),
+    ],
+)
+def test_unbiased_discounted(settings):
+    model = make_model([2, 4], gamma=GAMMA, **settings)
+    factor = 1 - 1 / 4 if model.baseline == "mean" else 1.0
+    assert p_value(model, factor * expected_gradient(model, [2, 4])) > 1e-4
+
+
+def test_mean_without_its_factor_is_rejected():
+    model = make_model([4], baseline="mean")
+    assert p_value(model, expected_gradient(model, [4])) < 1e-8
+
+
+def test_first_to_finish_is_rejected():
+    """Same environments, same policy, same test: only the rule for the batch differs."""
+    horizons = [5, 5, 5, 5]
+    model = make_model(horizons, baseline="leave_one_out")
+    assert p_value(model, expected_gradient(model, horizons)) > 1e-4
+    model = make_model(horizons, FirstToFinish, baseline="leave_one_out")
+    assert p_value(model, expected_gradient(model, horizons)) < 1e-8
