@@ -31,8 +31,8 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "time_limit": ("terminal", "bootstrap", "discard"),
 }
 
-#: A step that has been halved to less than this is not made at all.
-MIN_STEP_FRACTION = 1e-6
+#: A step that is still too long after so many halvings is not made at all.
+MAX_HALVINGS = 20
 
 
 class REINFORCE(EpisodicOnPolicyAlgorithm):
@@ -391,15 +391,21 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             return approx_kl
 
         target_kl = FloatSchedule(self.target_kl)(self._current_progress_remaining)
-        fraction = 1.0
-        while not approx_kl <= 2 * target_kl:  # NaN is too far as well
-            fraction = 0.5 * fraction if fraction > MIN_STEP_FRACTION else 0.0
+        n_halvings = 0
+        while not approx_kl <= 2 * target_kl and n_halvings < MAX_HALVINGS:  # NaN is too far as well
             for parameter, start in zip(parameters, before, strict=True):
-                parameter.data.lerp_(start, 0.5 if fraction else 1.0)
-            approx_kl = self._approx_kl(old_distributions) if fraction else 0.0
-        # The divergence grows with the square of the step
-        ratio = math.sqrt(target_kl / max(approx_kl, 1e-12)) if fraction else 0.5
-        self._kl_learning_rate_factor *= fraction * min(max(ratio, 0.5), 1.5) if fraction else 1e-3
+                parameter.data.lerp_(start, 0.5)
+            n_halvings += 1
+            approx_kl = self._approx_kl(old_distributions)
+        if 0 < target_kl and approx_kl <= 2 * target_kl:
+            # The divergence grows with the square of the step
+            factor = 0.5**n_halvings * np.clip(math.sqrt(target_kl / max(approx_kl, 1e-12)), 0.5, 1.5)
+        else:
+            factor = 0.5
+            approx_kl = 0.0
+            for parameter, start in zip(parameters, before, strict=True):
+                parameter.data.copy_(start)
+        self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, 1e-6, 1e6))
         return approx_kl
 
     def _approx_kl(self, old_distributions: list[Distribution]) -> float:
