@@ -83,7 +83,7 @@ class ReinforcePolicy(ActorCriticPolicy):
                 f"std_net_arch={self.std_net_arch} must list at least one layer and needs state_dependent_std=True; "
                 "None shares the trunk of the mean"
             )
-        if not 0 < self.min_std < np.exp(self.log_std_init):
+        if self.state_dependent_std and not 0 < self.min_std < np.exp(self.log_std_init):
             raise ValueError(
                 f"min_std={self.min_std} must be above 0 and below the initial standard deviation "
                 f"exp(log_std_init)={np.exp(self.log_std_init):.3g}"

@@ -51,7 +51,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0).
-        With ``target_kl``, it is where the learning rate starts.
+        With ``target_kl``, it is the largest one used.
     :param n_episodes: Number of complete episodes per update, over all environments: environment ``i`` of ``n_envs``
         gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
     :param min_steps: Collect further rounds of ``n_episodes`` until the batch has this many steps. The gradient
@@ -83,8 +83,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param normalize_value: Whether to divide the critic's targets by their running standard deviation
     :param max_grad_norm: The maximum value for the gradient clipping, ``None`` for no clipping
     :param target_kl: Limit the step by the KL divergence between the policy before and after it, measured on the batch:
-        while it is over twice the target, the step is halved, and the learning rate follows the target from update to
-        update. It can be a function of the current progress remaining. ``None``: no limit.
+        while it is over twice the target, the step is halved, and the learning rate of the next update follows the
+        target, up to ``learning_rate``. It can be a function of the current progress remaining. ``None``: no limit.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -222,20 +222,20 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         # Steps that go through the network at once, so that memory does not grow with the batch
         obs_size = sum(math.prod(shape) for shape in obs_space_info(self.observation_space)[1].values())
         self._chunk_size = min(2**14, max(1, 2**23 // max(1, obs_size)))
-        if self.baseline == "value":
-            # The critic's own parameters: those that it shares with the actor are left to the policy gradient
-            critic = th.nn.ModuleList([self.policy.value_net, self.policy.mlp_extractor.value_net])
-            if not self.policy.share_features_extractor:
-                critic.append(self.policy.vf_features_extractor)
-            self.value_optimizer = self.policy.optimizer_class(
-                critic.parameters(),
-                lr=FloatSchedule(self.value_learning_rate)(1),  # type: ignore[call-arg]
-                **self.policy.optimizer_kwargs,
-            )
+        # The critic's own parameters: those that it shares with the actor are left to the policy gradient
+        critic = th.nn.ModuleList([self.policy.value_net, self.policy.mlp_extractor.value_net])
+        if not self.policy.share_features_extractor:
+            critic.append(self.policy.vf_features_extractor)
+        # Made for every baseline, so that a model can be loaded with another one
+        self.value_optimizer = self.policy.optimizer_class(
+            critic.parameters(),
+            lr=FloatSchedule(self.value_learning_rate)(1),  # type: ignore[call-arg]
+            **self.policy.optimizer_kwargs,
+        )
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        return state_dicts + ["value_optimizer"] * (self.baseline == "value"), tensors
+        return [*state_dicts, "value_optimizer"], tensors
 
     def train(self) -> None:
         """
@@ -254,7 +254,6 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         # Eval mode (this affects batch norm / dropout), as in the rollout
         self.policy.set_training_mode(False)
         self._compute_advantages()
-        old_distributions = self._distributions()
 
         self.policy.set_training_mode(True)
         policy_loss, entropy_loss = self._compute_gradient()
@@ -269,8 +268,11 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if self.baseline == "value":
             self.logger.record("train/value_loss", self._fit_value())
         self.policy.set_training_mode(False)
-        learning_rate = self._kl_learning_rate_factor * self.lr_schedule(self._current_progress_remaining)
+        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        if self.target_kl is not None:
+            learning_rate *= self._kl_learning_rate_factor
         update_learning_rate(self.policy.optimizer, learning_rate)
+        old_distributions = self._distributions()
         approx_kl = self._step(old_distributions)
 
         self._n_updates += 1
@@ -405,12 +407,16 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             approx_kl = 0.0
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.data.copy_(start)
-        self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, 1e-6, 1e6))
+        self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, 1e-6, 1.0))
         return approx_kl
 
     def _approx_kl(self, old_distributions: list[Distribution]) -> float:
+        try:
+            new_distributions = self._distributions()
+        except ValueError:  # PyTorch's word for parameters that are not those of a distribution
+            return math.inf
         total = sum(
-            kl_divergence(old, new).sum().item() for old, new in zip(old_distributions, self._distributions(), strict=True)
+            kl_divergence(old, new).sum().item() for old, new in zip(old_distributions, new_distributions, strict=True)
         )
         return total / self.rollout_buffer.n_steps
 

@@ -198,9 +198,7 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         remaining = quotas.copy()
         watched = np.arange(env.num_envs)
         n_steps = n_steps_waited = 0
-        # `_setup_learn` has reset the environments for the first rollout, whose observation is used once
-        obs = env.reset() if self._last_obs is None else self._last_obs
-        self._last_obs = None
+        obs = env.reset()
 
         while True:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:

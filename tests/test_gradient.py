@@ -1,6 +1,5 @@
 """The gradient that `train()` leaves in the parameters, against formulas that are written out."""
 
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -27,11 +26,13 @@ ESTIMATOR = dict(normalize_advantage=False, target_kl=None, policy_kwargs=SGD)
 
 
 class FixedLength(gym.Wrapper):
-    """Pendulum whose episodes terminate after 5 steps: no time limit, nothing to bootstrap."""
+    """
+    Pendulum whose episodes terminate after 5 steps (no time limit, nothing to bootstrap) and start from the same state.
+    """
 
     def reset(self, **kwargs):
         self.n_steps = 0
-        return self.env.reset(**kwargs)
+        return self.env.reset(seed=0)
 
     def step(self, action):
         self.n_steps += 1
@@ -209,7 +210,6 @@ from sb3_reinforce.buffers import Episode
 model = REINFORCE("MlpPolicy", "InvertedPendulum-v4", baseline=sys.argv[1] or None, n_value_epochs=1, value_batch_size=10_000)
 model.learn(1)
 rng, buffer, n_steps = np.random.default_rng(0), model.rollout_buffer, 10**6
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 buffer.reset()
 dones = np.arange(1, 10**4 + 1) % 1000 == 0
 for _ in range(n_steps // len(dones)):
@@ -221,18 +221,17 @@ assert buffer.n_steps == n_steps and buffer.n_episodes == 1000
 n_updates = model._n_updates
 model.train()
 assert model._n_updates == n_updates + 1
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.parametrize("baseline", ["timestep", "value"])
 def test_memory_of_a_large_batch(baseline):
-    """A batch of a million steps trains within 2 GiB (it takes about a tenth of that)."""
+    """A batch of a million steps trains within 2 GiB, PyTorch included."""
     command = [sys.executable, "-W", "ignore", "-c", LARGE_BATCH, baseline]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kib = int(output) / (1024 if sys.platform == "darwin" else 1)
-    assert kib < 2 * 1024**2 / 4
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 * 1024**2
+    assert kib < 2 * 1024**2
 
 
 class TestTargetKL:
@@ -258,13 +257,13 @@ class TestTargetKL:
     def test_step_stays_within_the_limit(self, learning_rate, rises):
         model = self.step(target_kl=0.01)
         old = self.gaussian(model)
-        model._kl_learning_rate_factor, model.lr_schedule = 1.0, lambda _: learning_rate
+        model._kl_learning_rate_factor, model.lr_schedule = 0.9, lambda _: learning_rate
         model.train()
         kl = self.kl(old, self.gaussian(model))
         assert 0 < kl <= 2 * 0.01
         assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
-        # The learning rate follows: up after a short step, down after one that had to be halved
-        assert (model._kl_learning_rate_factor > 1) == rises
+        # The learning rate follows: up to what was asked for after a short step, down after one that had to be halved
+        assert model._kl_learning_rate_factor == 1.0 if rises else model._kl_learning_rate_factor < 0.5
 
     def test_without_a_limit(self):
         model = self.step(target_kl=None)

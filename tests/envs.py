@@ -1,0 +1,170 @@
+from copy import deepcopy
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnvWrapper
+
+
+class CountEnv(gym.Env):
+    """
+    Episodes of a fixed length. The observation counts their steps, and the reward is the sum of the action.
+
+    :param length: Steps per episode
+    :param truncate: Whether it is a time limit that ends them
+    :param rewarded: Whether there is a reward
+    """
+
+    observation_space = spaces.Box(0, 100, (1,))
+    action_space = spaces.Box(-1, 1, (2,))
+
+    def __init__(self, length: int = 5, truncate: bool = False, rewarded: bool = True):
+        self.length = length
+        self.truncate = truncate
+        self.rewarded = rewarded
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.time += 1
+        over = self.time == self.length
+        reward = float(action.sum()) if self.rewarded else 0.0
+        return self._observation(), reward, over and not self.truncate, over and self.truncate, {}
+
+    def _observation(self):
+        return np.array([self.time], dtype=np.float32)
+
+
+class TracingEnv(gym.Env):
+    """
+    Episodes of a known length that tell where each step comes from: step ``t`` of episode ``e`` of environment ``i``
+    shows ``(i, e, t)`` and is worth ``1000 i + 100 e + 10 t + action``, which is exact in single precision.
+    An episode that is reset before its first step does not count.
+
+    :param env_idx: i
+    :param length: Steps per episode, None: they never end
+    :param ends: How the episodes end, over and over: "terminated", "truncated" or "both"
+    :param reward: A constant reward instead
+    """
+
+    observation_space = spaces.Box(0, 1000, (3,))
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, env_idx=0, length=3, ends=("terminated",), reward=None):
+        self.env_idx, self.length, self.ends, self.reward = env_idx, length, ends, reward
+        self.episode = self.t = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode += self.t > 0
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        reward = 1000 * self.env_idx + 100 * self.episode + 10 * self.t + int(action)
+        self.t += 1
+        end = self.ends[self.episode % len(self.ends)] if self.t == self.length else None
+        terminated, truncated = end in ("terminated", "both"), end in ("truncated", "both")
+        return self._observation(), float(reward if self.reward is None else self.reward), terminated, truncated, {}
+
+    def _observation(self):
+        return np.array([self.env_idx, self.episode, self.t], dtype=np.float32)
+
+
+class SpacesEnv(gym.Env):
+    """
+    Random observations and rewards, of any spaces.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param length: Steps per episode
+    :param truncate: Whether it is a time limit that ends them
+    """
+
+    def __init__(self, observation_space, action_space, length=4, truncate=False):
+        self.observation_space, self.action_space = observation_space, action_space
+        self.length, self.truncate = length, truncate
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.time += 1
+        over = self.time == self.length
+        observation, reward = self.observation_space.sample(), self.np_random.normal()
+        return observation, reward, over and not self.truncate, over and self.truncate, {}
+
+
+class Poison(gym.Wrapper):
+    """
+    Replaces one value in every episode.
+
+    :param env: Environment
+    :param what: "reward" or "observation" (the first key if it is a dict)
+    :param step: Index of the step in its episode: the one that is rewarded, or that acts on the observation
+    :param value: What is there instead
+    """
+
+    def __init__(self, env, what, step, value):
+        super().__init__(env)
+        self.what, self.step_idx, self.value = what, step, value
+
+    def reset(self, **kwargs):
+        observation, info = self.env.reset(**kwargs)
+        self.time = 0
+        return self._observation(observation), info
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if (self.what, self.step_idx) == ("reward", self.time):
+            reward = self.value
+        self.time += 1
+        return self._observation(observation), reward, terminated, truncated, info
+
+    def _observation(self, observation):
+        if (self.what, self.step_idx) != ("observation", self.time):
+            return observation
+        if isinstance(observation, dict):
+            key = next(iter(observation))
+            return {**observation, key: np.full_like(observation[key], self.value)}
+        return np.full_like(observation, self.value)
+
+
+class RecordVec(VecEnvWrapper):
+    """Keeps what has passed through since the last reset, one entry per step; ``observations`` are those acted on."""
+
+    def reset(self):
+        self.observations, self.actions, self.rewards, self.dones = [], [], [], []
+        observation = self.venv.reset()
+        # A copy, as what it wraps may overwrite the array
+        self._observation = deepcopy(observation)
+        return observation
+
+    def step_async(self, actions):
+        self.observations.append(self._observation)
+        self.actions.append(deepcopy(actions))
+        self.venv.step_async(actions)
+
+    def step_wait(self):
+        observation, rewards, dones, infos = self.venv.step_wait()
+        self._observation = deepcopy(observation)
+        self.rewards.append(deepcopy(rewards))
+        self.dones.append(deepcopy(dones))
+        return observation, rewards, dones, infos
+
+    def of_batch(self, column, quotas):
+        """
+        :param column: One entry per step, of all environments
+        :param quotas: Number of episodes wanted from each environment
+        :return: The rows of these episodes, one environment after the other
+        """
+        dones = np.array(self.dones)
+        ends = [np.flatnonzero(dones[:, i])[quota - 1] + 1 for i, quota in enumerate(quotas)]
+        return np.concatenate([[row[i] for row in column[:end]] for i, end in enumerate(ends)])

@@ -1,0 +1,277 @@
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sb3_reinforce import REINFORCE
+from tests.envs import CountEnv
+
+LENGTHS = (3, 5, 9)
+N_STEPS = 2 * sum(LENGTHS)
+N_TIMESTEPS = 2 * 3 * max(LENGTHS)
+
+KEYS = {
+    "rollout/episodes",
+    "rollout/steps",
+    "rollout/surplus_steps",
+    "rollout/ep_rew_mean",
+    "rollout/ep_len_mean",
+    "train/approx_kl",
+    "train/grad_norm",
+    "train/return_mean",
+    "train/advantage_std",
+    "train/entropy_loss",
+    "train/policy_loss",
+    "train/learning_rate",
+    "train/n_updates",
+    "time/fps",
+    "time/iterations",
+    "time/time_elapsed",
+    "time/total_timesteps",
+}
+
+
+def make_model(env=None, **kwargs):
+    env = env or DummyVecEnv([lambda length=length: Monitor(CountEnv(length)) for length in LENGTHS])
+    return REINFORCE("MlpPolicy", env, **{"n_episodes": 6, "seed": 0, **kwargs})
+
+
+class LogCallback(BaseCallback):
+    """Keep the batches, and what is in the logger after each update."""
+
+    def _on_training_start(self):
+        self.logs, self.batches = [], []
+
+    def _on_rollout_start(self):
+        if self.batches:
+            self._on_training_end()
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        buffer = self.locals["rollout_buffer"]
+        self.batches.append(np.split(buffer.rewards, np.cumsum(buffer.lengths)[:-1]))
+
+    def _on_training_end(self):
+        self.logs.append(dict(self.logger.name_to_value))
+
+
+def learn(model, total_timesteps=2 * N_TIMESTEPS):
+    callback = LogCallback()
+    model.learn(total_timesteps, callback=callback, log_interval=None)
+    assert len(callback.logs) == len(callback.batches) > 0
+    return callback.logs, callback.batches
+
+
+def read_csv(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path):
+    with open(path) as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.parametrize(
+    "kwargs, extra_keys",
+    [
+        (dict(baseline=None), {"train/std"}),
+        (dict(baseline="mean"), {"train/explained_variance", "train/std"}),
+        (dict(baseline="leave_one_out"), {"train/explained_variance", "train/std"}),
+        (dict(baseline="timestep"), {"train/explained_variance", "train/std"}),
+        (dict(baseline="value"), {"train/explained_variance", "train/std", "train/value_loss"}),
+        (dict(baseline=None, use_sde=True), {"train/std"}),
+        (dict(baseline=None, policy_kwargs=dict(state_dependent_std=True)), {"train/std"}),
+        (dict(baseline=None, env="CartPole-v1"), set()),
+    ],
+)
+def test_keys(tmp_path, kwargs, extra_keys):
+    model = make_model(**kwargs)
+    model.set_logger(configure(str(tmp_path), ["csv", "json"]))
+    model.learn(2 * N_TIMESTEPS)
+    while model._n_updates < 2:
+        model.learn(1, reset_num_timesteps=False)
+    model.logger.close()
+    # An update is logged with the rollout that follows it
+    for log in (read_csv(tmp_path / "progress.csv")[-1], read_json(tmp_path / "progress.json")[-1]):
+        assert set(log) == KEYS | extra_keys
+        assert np.isfinite([float(value) for value in log.values()]).all()
+
+
+def test_tensorboard(tmp_path):
+    def steps(run):
+        events = EventAccumulator(str(tmp_path / run)).Reload()
+        assert KEYS - set(events.Tags()["scalars"]) == {
+            "train/n_updates",
+            "time/iterations",
+            "time/time_elapsed",
+            "time/total_timesteps",
+        }
+        return [event.step for event in events.Scalars("rollout/ep_rew_mean")]
+
+    model = make_model(tensorboard_log=str(tmp_path))
+    model.learn(2 * N_TIMESTEPS)
+    model.learn(N_TIMESTEPS, reset_num_timesteps=False)
+    model.learn(2 * N_TIMESTEPS)
+    model.learn(1, tb_log_name="other")
+    model.logger.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"REINFORCE_1", "REINFORCE_2", "other_1"}
+    assert steps("REINFORCE_1") == [N_TIMESTEPS, 2 * N_TIMESTEPS, 3 * N_TIMESTEPS]
+    assert steps("REINFORCE_2") == [N_TIMESTEPS, 2 * N_TIMESTEPS]
+
+
+def test_stdout(capsys):
+    model = make_model(verbose=1)
+    capsys.readouterr()
+    model.learn(2 * N_TIMESTEPS, log_interval=None)
+    assert capsys.readouterr().out == ""
+    model.learn(4 * N_TIMESTEPS, log_interval=2)
+    table = capsys.readouterr().out
+    assert table.count("ep_rew_mean") == 2
+    assert re.search(rf"total_timesteps +\| {4 * N_TIMESTEPS} ", table)
+    make_model().learn(1)
+    assert capsys.readouterr().out == ""
+
+
+def test_steps_add_up():
+    model = make_model()
+    logs, batches = learn(model)
+    for log, batch in zip(logs, batches, strict=True):
+        assert log["rollout/episodes"] == len(batch) == 6
+        assert log["rollout/steps"] == N_STEPS
+        assert log["rollout/surplus_steps"] == N_TIMESTEPS - N_STEPS
+    assert sum(log["rollout/steps"] + log["rollout/surplus_steps"] for log in logs) == model.num_timesteps
+    assert [log["train/n_updates"] for log in logs] == [1, 2]
+
+
+def test_steps_add_up_with_min_steps_and_discard():
+    """Steps of further rounds and of discarded episodes are steps of the rollout as well."""
+    env = DummyVecEnv([lambda length=length: CountEnv(length, truncate=length == 5) for length in LENGTHS])
+    model = make_model(env, min_steps=N_STEPS + 1, time_limit="discard")
+    (log,), (batch,) = learn(model, total_timesteps=1)
+    assert (log["rollout/episodes"], len(batch)) == (12, 8)
+    assert log["rollout/steps"] == 2 * N_STEPS
+    assert log["rollout/surplus_steps"] == 2 * (N_TIMESTEPS - N_STEPS)
+    assert model.num_timesteps == 2 * N_TIMESTEPS
+
+
+def test_episode_statistics(tmp_path):
+    """The surplus episodes of an environment do not count."""
+    model = make_model(stats_window_size=6)
+    model.set_logger(configure(str(tmp_path), ["json"]))
+    callback = LogCallback()
+    model.learn(2 * N_TIMESTEPS, callback=callback)
+    model.logger.close()
+    logs = read_json(tmp_path / "progress.json")
+    assert len(logs) == 2
+    for log, batch in zip(logs, callback.batches, strict=True):
+        assert log["rollout/ep_len_mean"] == pytest.approx(np.mean(LENGTHS))
+        assert log["rollout/ep_rew_mean"] == pytest.approx(np.mean([rewards.sum() for rewards in batch]), abs=1e-4)
+
+
+@pytest.mark.parametrize("returns", ["reward_to_go", "episode"])
+def test_return_mean(returns):
+    model = make_model(gamma=0.9, returns=returns)
+    for log, batch in zip(*learn(model), strict=True):
+        expected = np.mean([(0.9 ** np.arange(len(rewards)) * rewards).sum() for rewards in batch])
+        assert log["train/return_mean"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_explained_variance_and_advantage_std():
+    """The timestep baseline is the mean of what the other episodes still get at the same time."""
+    model = make_model(gamma=1.0, baseline="timestep", normalize_advantage=True)
+    for log, batch in zip(*learn(model), strict=True):
+        padded = np.zeros((6, max(LENGTHS)))
+        for row, rewards in zip(padded, batch, strict=True):
+            row[: len(rewards)] = np.cumsum(rewards[::-1])[::-1]
+        baseline = (padded.sum(axis=0) - padded) / 5
+        played = np.arange(max(LENGTHS)) < np.array([[len(rewards)] for rewards in batch])
+        advantages = (padded - baseline)[played]
+        explained_variance = 1 - advantages.var() / padded[played].var()
+        assert log["train/explained_variance"] == pytest.approx(explained_variance, rel=1e-4)
+        assert log["train/advantage_std"] == pytest.approx(advantages.std(), rel=1e-4)
+
+
+def test_gaussian_entropy_and_std():
+    """The entropy is that of the policy before the update, the standard deviation that after it."""
+    model = make_model(policy_kwargs=dict(log_std_init=-0.5))
+    (first, second), _ = learn(model)
+    assert first["train/entropy_loss"] == pytest.approx(-(np.log(2 * np.pi * np.e) - 1.0), rel=1e-5)
+    assert first["train/std"] != pytest.approx(np.exp(-0.5))
+    log_stds = model.policy.log_std.detach().numpy()
+    assert second["train/std"] == pytest.approx(np.exp(log_stds).mean())
+    # Two standard deviations that are nearly the same: the entropy follows from their mean
+    assert second["train/entropy_loss"] == pytest.approx(
+        -(np.log(2 * np.pi * np.e) + 2 * np.log(first["train/std"])), abs=1e-3
+    )
+
+
+def discounted_sums(batch, gamma):
+    """Discounted rewards-to-go of each step, by their definition."""
+    return np.concatenate(
+        [[(gamma ** np.arange(len(rewards) - t) * rewards[t:]).sum() for t in range(len(rewards))] for rewards in batch]
+    )
+
+
+def test_policy_loss_and_grad_norm():
+    kwargs = dict(normalize_advantage=False, baseline=None, target_kl=None, learning_rate=0.0)
+    model = make_model(**kwargs)
+    (log,), (batch,) = learn(model, total_timesteps=1)
+    (samples,) = model.rollout_buffer.get()
+    _, log_probs, _ = model.policy.evaluate_actions(samples.observations, samples.actions)
+    expected = -(discounted_sums(batch, model.gamma) * log_probs.detach().numpy()).sum() / 6
+    assert log["train/policy_loss"] == pytest.approx(expected, rel=1e-4)
+    assert log["train/approx_kl"] == 0
+
+    # The norm that is logged is that before clipping
+    clipped_model = make_model(max_grad_norm=1e-3, **kwargs)
+    (clipped_log,), _ = learn(clipped_model, total_timesteps=1)
+    assert clipped_log["train/grad_norm"] == log["train/grad_norm"] > 1e-3
+    norms = []
+    for policy in (model.policy, clipped_model.policy):
+        gradients = [parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None]
+        norms.append(th.cat(gradients).norm().item())
+    assert norms == pytest.approx([log["train/grad_norm"], 1e-3], rel=1e-3)
+
+
+@pytest.mark.parametrize("normalize_value", [True, False])
+def test_value_loss(normalize_value):
+    """The loss is in the squared unit of the returns, whatever the scale of the critic's output."""
+    model = make_model(
+        baseline="value", normalize_value=normalize_value, n_value_epochs=1, learning_rate=0.0, value_learning_rate=0.0
+    )
+    (log,), (batch,) = learn(model, total_timesteps=1)
+    (samples,) = model.rollout_buffer.get()
+    values = model.policy.predict_values(samples.observations).flatten().detach().numpy()
+    returns = discounted_sums(batch, model.gamma)
+    if normalize_value:
+        values = returns.mean() + returns.std() * values
+    assert log["train/value_loss"] == pytest.approx(((values - returns) ** 2).mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("target_kl", [None, 0.01])
+def test_learning_rate(target_kl):
+    """Without a target divergence it is the one that was given, with one it is the one of the optimizer."""
+    model = make_model(learning_rate=3e-3, target_kl=target_kl)
+    logs, _ = learn(model, total_timesteps=5 * N_TIMESTEPS)
+    learning_rates = [log["train/learning_rate"] for log in logs]
+    assert model.policy.optimizer.param_groups[0]["lr"] == learning_rates[-1]
+    assert learning_rates[0] == 3e-3
+    assert (learning_rates == [3e-3] * 5) == (target_kl is None)
+    if target_kl is not None:
+        assert all(log["train/approx_kl"] <= 2 * target_kl for log in logs)
+
+
+def test_learning_rate_grows_while_the_target_is_far():
+    logs, _ = learn(make_model(learning_rate=1e-4, target_kl=10.0), total_timesteps=4 * N_TIMESTEPS)
+    assert (np.diff([log["train/learning_rate"] for log in logs]) > 0).all()

@@ -1,0 +1,373 @@
+import inspect
+from itertools import product
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.envs import IdentityEnvBox, SimpleMultiObsEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from sb3_reinforce import REINFORCE
+from tests.envs import CountEnv
+
+RETURNS = ("reward_to_go", "episode", "mean_reward_to_go")
+BASELINES = (None, "mean", "leave_one_out", "timestep", "value")
+
+
+def make_model(env=None, **kwargs):
+    return REINFORCE("MlpPolicy", env or CountEnv(), **{"n_episodes": 4, "seed": 0, **kwargs})
+
+
+def clone(model):
+    return {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+
+
+def changed(model, before):
+    """Names of the tensors of the policy that are not what they were before."""
+    return {name for name, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[name])}
+
+
+def critic_names(model):
+    """Names of what is the critic's alone: features that are shared are the actor's."""
+    prefix = "value_net" if model.policy.share_features_extractor else "vf_features_extractor"
+    return {name for name in model.policy.state_dict() if "value_net" in name or name.startswith(prefix)}
+
+
+def recorded_schedule(learning_rates):
+    def schedule(progress_remaining):
+        assert 0 <= progress_remaining <= 1
+        learning_rates.append(1e-2 * progress_remaining)
+        return learning_rates[-1]
+
+    return schedule
+
+
+def test_defaults():
+    model = REINFORCE("MlpPolicy", "InvertedPendulum-v4")
+    assert model.n_envs == 1
+    parameters = list(inspect.signature(model.learn).parameters.values())
+    assert {parameter.name: parameter.default for parameter in parameters} == dict(
+        total_timesteps=100_000,
+        callback=None,
+        log_interval=1,
+        tb_log_name="REINFORCE",
+        reset_num_timesteps=True,
+        progress_bar=False,
+    )
+    before = clone(model)
+    assert model.learn(total_timesteps=1) is model
+    # Exactly one rollout and one update
+    assert model._n_updates == 1
+    assert model.rollout_buffer.n_episodes == 8
+    assert model.num_timesteps == model.rollout_buffer.n_steps > 8
+    assert changed(model, before) == before.keys() - critic_names(model)
+
+
+def test_learns():
+    model = make_model(DummyVecEnv([CountEnv] * 4), n_episodes=20).learn(4000)
+    mean_reward, _ = evaluate_policy(model, DummyVecEnv([CountEnv] * 2), n_eval_episodes=4, warn=False)
+    assert mean_reward > 0.9 * 10
+
+
+@pytest.mark.parametrize(
+    "returns, baseline, reduction, time_limit",
+    [
+        combination
+        for combination in product(RETURNS, BASELINES, ("episode", "step"), ("terminal", "bootstrap", "discard"))
+        if combination[1] == "value" or combination[3] != "bootstrap"
+    ],
+)
+def test_combinations(returns, baseline, reduction, time_limit):
+    # The episodes of the last environment are cut off by a time limit
+    env = DummyVecEnv([lambda: CountEnv(3), lambda: CountEnv(4), lambda: CountEnv(6, truncate=True)])
+    model = make_model(env, n_episodes=6, returns=returns, baseline=baseline, reduction=reduction, time_limit=time_limit)
+    before = clone(model)
+    model.learn(40)
+    assert model._n_updates == 2
+    assert model.rollout_buffer.n_episodes == (4 if time_limit == "discard" else 6)
+    actor_names = before.keys() - critic_names(model)
+    assert changed(model, before) == (before.keys() if baseline == "value" else actor_names)
+    assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values())
+
+
+@pytest.mark.parametrize("target_kl", [None, 0.1])
+def test_schedule_ends_at_the_total(target_kl):
+    """The last rollout goes beyond the total, the progress does not."""
+    learning_rates = []
+    model = make_model(learning_rate=recorded_schedule(learning_rates), target_kl=target_kl)
+    learning_rates.clear()
+    model.learn(50)
+    assert model.num_timesteps == 60
+    assert learning_rates == pytest.approx([6e-3, 2e-3, 0.0])
+    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+    # On top of what there was
+    learning_rates.clear()
+    model.learn(50, reset_num_timesteps=False)
+    assert model.num_timesteps == 120
+    assert learning_rates == pytest.approx([1e-2 * 30 / 110, 1e-2 * 10 / 110, 0.0])
+
+
+@pytest.mark.parametrize("total_timesteps", [1, 50, 60])
+def test_linear_schedules(total_timesteps):
+    model = make_model(
+        learning_rate=LinearSchedule(1e-2, 1e-4, 1.0),
+        value_learning_rate=LinearSchedule(1e-3, 1e-5, 1.0),
+        target_kl=None,
+        baseline="value",
+    )
+    model.learn(total_timesteps)
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    assert model.value_optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_target_kl_schedule():
+    """The target ends at zero, and so does the step."""
+    model = make_model(target_kl=LinearSchedule(0.1, 0.0, 1.0)).learn(40)
+    before = clone(model)
+    model.learn(1)
+    assert model._n_updates == 3
+    for name, tensor in model.policy.state_dict().items():
+        np.testing.assert_allclose(tensor, before[name], rtol=0, atol=1e-3)  # the divergence is in single precision
+
+
+@pytest.mark.parametrize("env", [CountEnv, lambda: gym.make("CartPole-v1")])
+def test_target_kl_with_a_step_that_is_much_too_large(env):
+    """The policy it would lead to is not even a distribution."""
+    model = make_model(env(), learning_rate=1e30)
+    before = clone(model)
+    model.learn(1)
+    assert model._n_updates == 1
+    assert not changed(model, before)
+    assert model._kl_learning_rate_factor < 1
+
+
+def test_target_kl_without_signal():
+    """The learning rate stays in reach while there is nothing to learn."""
+    model = make_model(CountEnv(1, rewarded=False), n_episodes=2)
+    model.learn(2 * 200)
+    model.set_env(CountEnv())
+    before = clone(model)
+    model.learn(100)
+    assert changed(model, before) == before.keys() - critic_names(model)
+    assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values())
+
+
+def test_reset_num_timesteps():
+    model = make_model().learn(30)
+    assert (model.num_timesteps, model._n_updates) == (40, 2)
+    model.learn(30, reset_num_timesteps=False)
+    assert (model.num_timesteps, model._n_updates) == (80, 4)
+    model.learn(30)
+    assert (model.num_timesteps, model._n_updates) == (40, 6)
+
+
+def test_predict():
+    model = make_model(policy_kwargs=dict(log_std_init=2.0))
+    observations = np.arange(6, dtype=np.float32).reshape(6, 1)
+    actions, state = model.predict(observations, deterministic=True)
+    assert actions.shape == (6, 2)
+    assert state is None
+    np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], actions)
+    np.testing.assert_allclose(model.predict(observations[0], deterministic=True)[0], actions[0], rtol=1e-5)
+    samples = np.array([model.predict(observations)[0] for _ in range(20)])
+    assert len(np.unique(samples[:, 0, 0])) > 1
+    assert samples.min() == -1 and samples.max() == 1
+
+
+def test_predict_dict():
+    env = SimpleMultiObsEnv()
+    model = REINFORCE("MultiInputPolicy", env, n_episodes=2, seed=0).learn(1)
+    observations = [env.observation_space.sample() for _ in range(3)]
+    actions = [model.predict(observation, deterministic=True)[0] for observation in observations]
+    assert all(env.action_space.contains(action.item()) for action in actions)
+    batch = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    np.testing.assert_array_equal(model.predict(batch, deterministic=True)[0], actions)
+
+
+def test_evaluate_policy():
+    model = REINFORCE("MlpPolicy", "InvertedPendulum-v4", n_episodes=2, seed=0).learn(1)
+    returns, lengths = evaluate_policy(model, model.get_env(), n_eval_episodes=3, return_episode_rewards=True)
+    assert len(returns) == 3
+    # It is one point per step
+    assert returns == lengths
+    # The environment was left in the middle of nowhere, the rollout starts over
+    model.learn(1, reset_num_timesteps=False)
+    assert model._n_updates == 2
+
+
+class ModeExtractor(BaseFeaturesExtractor):
+    """Dropout and batch norm, and a record of the modes it is called in."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=8)
+        self.layers = nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+        self.modes = []
+
+    def forward(self, observations):
+        self.modes.append((self.training, th.is_grad_enabled()))
+        return self.layers(observations)
+
+
+@pytest.mark.parametrize("baseline", ["timestep", "value"])
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+def test_train_and_eval_mode(baseline, share_features_extractor):
+    """Eval mode to act and to measure, train mode where there is a gradient."""
+    policy_kwargs = dict(features_extractor_class=ModeExtractor, share_features_extractor=share_features_extractor)
+    model = make_model(baseline=baseline, policy_kwargs=policy_kwargs)
+    before = clone(model)
+    extractor = model.policy.pi_features_extractor
+    seen = []
+
+    def callback(locals_, globals_):
+        seen.append((set(extractor.modes), clone(model)))
+        extractor.modes.clear()
+        return True
+
+    model.learn(40, callback=callback)
+    assert len(seen) == 40
+    # The second rollout comes after the first update, which comes after the twentieth step
+    evaluation, update = {(False, False)}, {(False, False), (True, True)}
+    assert [modes for modes, _ in seen] == [evaluation] * 20 + [update] + [evaluation] * 19
+    # Nothing but an update changes the statistics of batch norm
+    for i, (_, state) in enumerate(seen):
+        reference = before if i < 20 else seen[20][1]
+        assert all(th.equal(tensor, reference[name]) for name, tensor in state.items())
+    assert any("running_mean" in name for name in changed(model, before))
+
+    # Without dropout, two predictions agree
+    extractor.modes.clear()
+    observations = np.ones((4, 1), dtype=np.float32)
+    actions, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(model.predict(observations, deterministic=True)[0], actions)
+    assert set(extractor.modes) == evaluation
+
+
+def test_target_kl_with_batch_norm():
+    """The statistics of batch norm change the policy as well, and no step is small enough to undo that."""
+
+    class FarEnv(CountEnv):
+        def _observation(self):
+            return 50 + super()._observation()
+
+    model = make_model(FarEnv(), baseline=None, policy_kwargs=dict(features_extractor_class=ModeExtractor, net_arch=[]))
+    nn.init.normal_(model.policy.action_net.weight)
+    before = clone(model)
+    model.learn(1)
+    assert "action_net.weight" in changed(model, before)
+
+
+@pytest.mark.parametrize("sde_sample_freq, n_samples", [(-1, 1), (4, 1 + 3), (1, 1 + 10)])
+def test_sde_sample_freq(monkeypatch, sde_sample_freq, n_samples):
+    """The noise is sampled at the start of a rollout, here of ten steps, and then every so many steps."""
+    model = make_model(DummyVecEnv([CountEnv] * 3), n_episodes=6, use_sde=True, sde_sample_freq=sde_sample_freq)
+    n_envs = []
+    reset_noise = model.policy.reset_noise
+    monkeypatch.setattr(model.policy, "reset_noise", lambda n: (n_envs.append(n), reset_noise(n)))
+    before = clone(model)
+    model.learn(60)
+    assert n_envs == [3] * 2 * n_samples
+    assert changed(model, before) == before.keys() - critic_names(model)
+
+
+def test_sde_noise_is_a_function_of_the_state():
+    """Without resampling, the same observation gets the same action throughout a rollout."""
+    actions = []
+
+    def callback(locals_, globals_):
+        actions.append(locals_["actions"])
+        return True
+
+    make_model(use_sde=True).learn(1, callback=callback)
+    episodes = np.reshape(actions, (4, 5, 2))
+    np.testing.assert_allclose(episodes, np.broadcast_to(episodes[0], episodes.shape), rtol=1e-4, atol=1e-5)
+    assert len(np.unique(episodes[0, :, 0].round(4))) > 1
+
+
+def test_squashed_sde():
+    actions = []
+
+    def callback(locals_, globals_):
+        actions.append((locals_["actions"], locals_["clipped_actions"]))
+        return True
+
+    model = make_model(
+        IdentityEnvBox(low=-2, high=6, ep_length=10),
+        use_sde=True,
+        policy_kwargs=dict(squash_output=True, log_std_init=1.0),
+    )
+    model.learn(40, callback=callback)
+    raw, scaled = np.swapaxes(actions, 0, 1)
+    assert np.abs(raw).max() <= 1
+    np.testing.assert_allclose(scaled, 2 + 4 * raw, rtol=1e-5, atol=1e-5)
+    assert model._n_updates == 1
+
+
+@pytest.mark.parametrize("baseline", [None, "mean", "leave_one_out", "timestep"])
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+def test_no_critic(monkeypatch, baseline, share_features_extractor):
+    """Without a baseline that is learned, the critic is never called and never changes."""
+
+    def fail(*args):
+        raise AssertionError("The critic was called")
+
+    # Weight decay would change what has a gradient of zero rather than none
+    policy_kwargs = dict(share_features_extractor=share_features_extractor, optimizer_kwargs=dict(weight_decay=0.1))
+    model = make_model(baseline=baseline, policy_kwargs=policy_kwargs)
+    monkeypatch.setattr(model.policy, "predict_values", fail)
+    monkeypatch.setattr(model.policy.mlp_extractor, "forward_critic", fail)
+    monkeypatch.setattr(model.policy.value_net, "forward", fail)
+    before = clone(model)
+    model.learn(60)
+    model.predict(np.zeros(1, dtype=np.float32))
+    assert model._n_updates == 3
+    assert changed(model, before) == before.keys() - critic_names(model)
+    assert not model.value_optimizer.state
+
+
+class LinearExtractor(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=4)
+        self.linear = nn.Linear(1, 4)
+
+    def forward(self, observations):
+        return self.linear(observations)
+
+
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+def test_critic_fit_and_policy_gradient_share_no_parameter(share_features_extractor):
+    policy_kwargs = dict(features_extractor_class=LinearExtractor, share_features_extractor=share_features_extractor)
+
+    def learn(**kwargs):
+        model = make_model(baseline="value", policy_kwargs=policy_kwargs, **kwargs)
+        before = clone(model)
+        return model.learn(60), before
+
+    model, before = learn(learning_rate=0.0)
+    assert changed(model, before) == critic_names(model)
+    model, before = learn(value_learning_rate=0.0)
+    assert changed(model, before) == before.keys() - critic_names(model)
+
+
+def test_critic_fit_does_not_reach_the_actor():
+    """Not even through the features that they share."""
+    models = []
+    for n_value_epochs in (1, 10):
+        policy_kwargs = dict(features_extractor_class=LinearExtractor)
+        model = make_model(baseline="value", n_value_epochs=n_value_epochs, policy_kwargs=policy_kwargs)
+        models.append(model.learn(1))
+    one, other = models
+    assert changed(one, clone(other)) == critic_names(one)
+
+
+def test_critic_is_moved_by_its_own_optimizer_alone():
+    """One full-batch step of Adam moves no parameter by more than its learning rate."""
+    model = make_model(baseline="value", learning_rate=1e-2, value_learning_rate=1e-6, n_value_epochs=1)
+    before = clone(model)
+    model.learn(1)
+    for name in critic_names(model):
+        assert (model.policy.state_dict()[name] - before[name]).abs().max() < 2e-6, name

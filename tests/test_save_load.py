@@ -1,0 +1,402 @@
+import io
+import pathlib
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.envs import (
+    FakeImageEnv,
+    IdentityEnv,
+    IdentityEnvBox,
+    IdentityEnvMultiBinary,
+    IdentityEnvMultiDiscrete,
+    SimpleMultiObsEnv,
+)
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
+from tests.envs import CountEnv
+
+
+def make_env(n_envs=1):
+    return DummyVecEnv([CountEnv] * n_envs)
+
+
+def make_model(n_envs=1, **kwargs):
+    return REINFORCE("MlpPolicy", make_env(n_envs), **{"n_episodes": 4, "seed": 0, **kwargs})
+
+
+def assert_same(left, right):
+    """The same nested structure of tensors and numbers."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list):
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+    elif isinstance(left, th.Tensor):
+        assert th.equal(left, right)
+    else:
+        assert left == right
+
+
+def weights(model):
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+
+
+class FirstStepsCallback(BaseCallback):
+    """Check that the batches start with the first step of an episode."""
+
+    n_batches = 0
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.n_batches += 1
+        (batch,) = self.locals["rollout_buffer"].get()
+        assert batch.observations[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["str", "path", "bytes"])
+def test_save_load_file_kinds(tmp_path, kind):
+    file = {"str": str(tmp_path / "model"), "path": pathlib.Path(tmp_path / "model.zip"), "bytes": io.BytesIO()}[kind]
+    model = make_model().learn(40)
+    model.save(file)
+    if kind == "bytes":
+        file.seek(0)
+    else:
+        assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert_same(REINFORCE.load(file).get_parameters(), model.get_parameters())
+
+
+@pytest.mark.parametrize(
+    "policy, make_env, kwargs",
+    [
+        ("MlpPolicy", IdentityEnvBox, dict()),
+        ("MlpPolicy", lambda: IdentityEnv(4), dict()),
+        ("MlpPolicy", lambda: IdentityEnvMultiDiscrete(3), dict()),
+        ("MlpPolicy", lambda: IdentityEnvMultiBinary(3), dict()),
+        ("MlpPolicy", IdentityEnvBox, dict(use_sde=True)),
+        ("MlpPolicy", IdentityEnvBox, dict(use_sde=True, policy_kwargs=dict(squash_output=True))),
+        ("MlpPolicy", IdentityEnvBox, dict(policy_kwargs=dict(state_dependent_std=True))),
+        ("MlpPolicy", IdentityEnvBox, dict(policy_kwargs=dict(state_dependent_std=True, std_net_arch=[8], min_std=0.1))),
+        ("MlpPolicy", IdentityEnvBox, dict(baseline="value", policy_kwargs=dict(share_features_extractor=False))),
+        (MlpPolicy, IdentityEnvBox, dict(policy_kwargs=dict(net_arch=[]))),
+        ("CnnPolicy", lambda: FakeImageEnv(screen_height=40, screen_width=40), dict(baseline="value")),
+        ("MultiInputPolicy", lambda: SimpleMultiObsEnv(random_start=False), dict(baseline="value")),
+    ],
+)
+def test_predictions_are_the_same_after_load(tmp_path, policy, make_env, kwargs):
+    env = make_env()
+    model = REINFORCE(policy, env, n_episodes=2, seed=0, **kwargs).learn(1)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=env)
+    assert type(loaded.policy) is type(model.policy)
+    observations = [env.observation_space.sample() for _ in range(5)]
+    if policy == "MultiInputPolicy":
+        observations = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    else:
+        observations = np.stack(observations)
+    for deterministic in (True, False):
+        predictions = []
+        for one in (model, loaded):
+            set_random_seed(1)
+            if one.use_sde:
+                one.policy.reset_noise()
+            predictions.append(one.predict(observations, deterministic=deterministic)[0])
+        np.testing.assert_array_equal(*predictions)
+    before = weights(loaded)
+    loaded.learn(1)
+    assert loaded._n_updates == 2
+    if not isinstance(env, FakeImageEnv):  # which gives no reward
+        assert not th.equal(weights(loaded), before)
+
+
+def test_load_without_env(tmp_path):
+    make_model().learn(40).save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model")
+    assert loaded.get_env() is None
+    loaded.set_env(make_env())
+    callback = FirstStepsCallback()
+    loaded.learn(40, callback=callback, reset_num_timesteps=False)
+    assert callback.n_batches == 2
+    assert loaded.num_timesteps == 80
+    assert loaded._n_updates == 4
+
+
+def test_load_continues_as_if_nothing_had_happened(tmp_path):
+    kwargs = dict(baseline="value", learning_rate=LinearSchedule(1e-2, 1e-3, 1.0))
+    model = make_model(**kwargs).learn(60)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=make_env())
+    for one in (model, loaded):
+        set_random_seed(5)
+        one.learn(60, reset_num_timesteps=False)
+    assert model.num_timesteps == loaded.num_timesteps == 120
+    assert_same(loaded.get_parameters(), model.get_parameters())
+
+
+@pytest.mark.parametrize("n_envs, new_n_envs", [(1, 3), (3, 1), (2, 4)])
+@pytest.mark.parametrize("by_set_env", [True, False])
+def test_another_number_of_environments(tmp_path, n_envs, new_n_envs, by_set_env):
+    model = make_model(n_envs).learn(1)
+    before = weights(model)
+    if by_set_env:
+        model.set_env(make_env(new_n_envs))
+    else:
+        model.save(tmp_path / "model")
+        model = REINFORCE.load(tmp_path / "model", env=make_env(new_n_envs))
+    assert model.n_envs == new_n_envs
+    assert th.equal(weights(model), before)
+    callback = FirstStepsCallback()
+    model.learn(1, callback=callback)
+    assert callback.n_batches == 1
+    assert model.rollout_buffer.n_episodes == 4
+    assert sorted({episode.env_idx for episode in model.rollout_buffer.episodes}) == list(range(new_n_envs))
+
+
+def test_too_many_environments(tmp_path):
+    """One episode per environment is the least, and None works with any number."""
+    model = make_model(n_episodes=2)
+    env = make_env(3)
+    with pytest.raises(ValueError, match="n_episodes=2"):
+        model.set_env(env)
+    assert model.n_envs == 1
+    model.learn(1)
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="n_episodes=2"):
+        REINFORCE.load(tmp_path / "model", env=env)
+    loaded = REINFORCE.load(tmp_path / "model", env=env, n_episodes=None).learn(1)
+    assert loaded.rollout_buffer.n_episodes == 8
+
+
+def test_set_env_of_other_spaces():
+    model = make_model()
+    env = model.get_env()
+    with pytest.raises(ValueError, match="spaces do not match"):
+        model.set_env(IdentityEnvBox())
+    assert model.get_env() is env
+
+
+def test_set_env_with_vec_normalize():
+    model = make_model().learn(1)
+    env = VecNormalize(make_env(2))
+    model.set_env(env)
+    assert model.get_vec_normalize_env() is env
+    model.learn(1)
+    assert env.obs_rms.count > 10
+
+
+def test_custom_objects(tmp_path):
+    model = make_model(learning_rate=lambda progress: 1e-2 * progress, target_kl=None).learn(40)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=make_env(), custom_objects=dict(learning_rate=0.0))
+    assert_same(loaded.get_parameters(), model.get_parameters())
+    before = weights(loaded)
+    loaded.learn(40)
+    assert loaded._n_updates == 4
+    assert th.equal(weights(loaded), before)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(n_episodes=7),
+        dict(baseline="mean"),
+        dict(baseline=None, returns="episode", reduction="step", gamma=0.5),
+        dict(learning_rate=1e-5),
+        dict(target_kl=None),
+        dict(min_steps=40),
+    ],
+)
+def test_load_with_other_arguments(tmp_path, kwargs):
+    make_model().learn(40).save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=make_env(), **kwargs)
+    for name, value in kwargs.items():
+        assert getattr(loaded, name) == value
+    loaded.learn(1)
+    assert loaded.rollout_buffer.n_episodes == kwargs.get("n_episodes", 8 if "min_steps" in kwargs else 4)
+    assert loaded._n_updates == 3
+
+
+@pytest.mark.parametrize("baseline, new_baseline", [("timestep", "value"), ("value", "timestep")])
+def test_load_with_or_without_critic(tmp_path, baseline, new_baseline):
+    model = make_model(baseline=baseline).learn(40)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=make_env(), baseline=new_baseline)
+    assert_same(loaded.policy.state_dict(), model.policy.state_dict())
+    loaded.learn(1)
+    assert loaded._n_updates == 3
+
+
+def test_load_with_arguments_that_make_no_sense(tmp_path):
+    make_model().save(tmp_path / "model")
+    with pytest.raises(ValueError, match="time_limit='bootstrap' needs the critic"):
+        REINFORCE.load(tmp_path / "model", time_limit="bootstrap")
+
+
+def test_load_without_target_kl_uses_the_learning_rate_as_it_is(tmp_path):
+    model = make_model(target_kl=0.01).learn(200)
+    assert model._kl_learning_rate_factor != 1
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=make_env(), target_kl=None, learning_rate=3e-3).learn(1)
+    assert loaded.policy.optimizer.param_groups[0]["lr"] == 3e-3
+
+
+def test_get_and_set_parameters(tmp_path):
+    model = make_model(baseline="value").learn(40)
+    parameters = model.get_parameters()
+    assert parameters.keys() == {"policy", "policy.optimizer", "value_optimizer"}
+    model.save(tmp_path / "model")
+    for source in (parameters, str(tmp_path / "model.zip")):
+        other = make_model(baseline="value", seed=1)
+        assert not th.equal(weights(other), weights(model))
+        other.set_parameters(source)
+        assert_same(other.get_parameters(), parameters)
+
+
+def test_set_parameters_in_part():
+    parameters = make_model().learn(40).get_parameters()
+    part = {"policy": {"log_std": th.full((2,), 0.25)}}
+    other = make_model(seed=1)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.set_parameters(part)
+    before = other.policy.action_net.weight.clone()
+    other.set_parameters(part, exact_match=False)
+    assert th.equal(other.policy.log_std, th.full((2,), 0.25))
+    assert th.equal(other.policy.action_net.weight, before)
+    with pytest.raises(ValueError, match="Names of parameters do not match"):
+        other.set_parameters({"policy": parameters["policy"]})
+    with pytest.raises(ValueError, match="invalid object name"):
+        other.set_parameters({"critic": parameters["policy"]}, exact_match=False)
+
+
+def test_what_is_learned_comes_back(tmp_path):
+    """Besides the parameters: the optimizers, the statistics of the critic's targets, the learning rate factor."""
+    model = make_model(baseline="value", target_kl=0.01).learn(100)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model")
+    for optimizer, other in (
+        (model.policy.optimizer, loaded.policy.optimizer),
+        (model.value_optimizer, loaded.value_optimizer),
+    ):
+        assert len(optimizer.state_dict()["state"]) > 0
+        assert_same(other.state_dict(), optimizer.state_dict())
+    assert model._value_rms.count > 100
+    assert vars(loaded._value_rms) == vars(model._value_rms)
+    assert loaded._kl_learning_rate_factor == model._kl_learning_rate_factor != 1
+    assert loaded._n_updates == model._n_updates == 5
+    # They are the loaded model's own
+    loaded.set_env(make_env())
+    loaded.learn(1)
+    assert loaded._value_rms.count > model._value_rms.count
+
+
+def test_checkpoint_within_a_rollout(tmp_path):
+    model = make_model(n_envs=2)
+    model.learn(30, callback=CheckpointCallback(save_freq=13, save_path=str(tmp_path)))
+    loaded = REINFORCE.load(tmp_path / "rl_model_26_steps", env=make_env(2))
+    assert loaded._n_updates == 1
+    callback = FirstStepsCallback()
+    loaded.learn(20, callback=callback, reset_num_timesteps=False)
+    assert callback.n_batches == 1
+    assert loaded.num_timesteps == 46
+    assert loaded._n_updates == 2
+
+
+@pytest.mark.parametrize("schedule", [lambda progress: 0.1 * progress, LinearSchedule(0.1, 0.0, 1.0), 0.1])
+def test_schedules(tmp_path, schedule):
+    schedules = dict(learning_rate=schedule, value_learning_rate=schedule, target_kl=schedule)
+    make_model(baseline="value", **schedules).learn(40).save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=make_env())
+    for name in schedules:
+        if callable(schedule):
+            assert getattr(loaded, name)(0.5) == pytest.approx(0.05)
+        else:
+            assert getattr(loaded, name) == schedule
+    assert loaded.lr_schedule(0.5) == pytest.approx(0.05 if callable(schedule) else 0.1)
+    # The progress is that of the training to come
+    loaded.learn(80)
+    assert loaded._n_updates == 6
+    assert loaded.value_optimizer.param_groups[0]["lr"] == pytest.approx(0.0 if callable(schedule) else 0.1)
+
+
+class ScaledExtractor(FlattenExtractor):
+    def __init__(self, observation_space, scale=1.0):
+        super().__init__(observation_space)
+        self.scale = nn.Parameter(th.tensor(scale))
+
+    def forward(self, observations):
+        return self.scale * super().forward(observations)
+
+
+COMMON = dict(
+    net_arch=dict(pi=[8], vf=[4]),
+    activation_fn=nn.ReLU,
+    ortho_init=False,
+    log_std_init=-0.5,
+    features_extractor_class=ScaledExtractor,
+    features_extractor_kwargs=dict(scale=2.0),
+    share_features_extractor=False,
+    normalize_images=False,
+    optimizer_class=th.optim.SGD,
+    optimizer_kwargs=dict(momentum=0.5),
+)
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        dict(),
+        dict(state_dependent_std=True),
+        dict(state_dependent_std=True, std_net_arch=[6], min_std=0.05, **COMMON),
+        dict(use_sde=True, full_std=False, use_expln=True, squash_output=True, **COMMON),
+    ],
+)
+def test_policy_save_load(tmp_path, policy_kwargs):
+    env = IdentityEnvBox()
+    policy = MlpPolicy(env.observation_space, env.action_space, lambda _: 1e-3, **policy_kwargs)
+    for parameter in policy.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    policy.save(tmp_path / "policy")
+    loaded = MlpPolicy.load(tmp_path / "policy")
+    assert_same(loaded.state_dict(), policy.state_dict())
+    assert str(loaded) == str(policy)
+    for name, value in policy_kwargs.items():
+        # SB3 keeps those of gSDE together
+        loaded_value = loaded.dist_kwargs[name] if name in ("full_std", "use_expln") else getattr(loaded, name)
+        assert loaded_value == value, name
+    assert type(loaded.optimizer) is type(policy.optimizer)
+    observations = th.rand(5, 1)
+    policy.set_training_mode(False)
+    loaded.set_training_mode(False)
+    distribution, loaded_distribution = (one.get_distribution(observations).distribution for one in (policy, loaded))
+    assert th.equal(distribution.mean, loaded_distribution.mean)
+    assert th.equal(distribution.stddev, loaded_distribution.stddev)
+    assert th.equal(policy.predict_values(observations), loaded.predict_values(observations))
+
+
+@pytest.mark.parametrize(
+    "policy_class, env",
+    [
+        (CnnPolicy, FakeImageEnv(screen_height=40, screen_width=40, channel_first=True, discrete=False)),
+        (MultiInputPolicy, SimpleMultiObsEnv(discrete_actions=False, channel_last=False)),
+    ],
+)
+@pytest.mark.parametrize("policy_kwargs", [dict(), dict(state_dependent_std=True, std_net_arch=[6])])
+def test_policy_save_load_of_images_and_dicts(tmp_path, policy_class, env, policy_kwargs):
+    policy = policy_class(env.observation_space, env.action_space, lambda _: 1e-3, **policy_kwargs)
+    policy.save(tmp_path / "policy")
+    loaded = policy_class.load(tmp_path / "policy")
+    assert_same(loaded.state_dict(), policy.state_dict())
+    observation = env.observation_space.sample()
+    action, _ = policy.predict(observation, deterministic=True)
+    loaded_action, _ = loaded.predict(observation, deterministic=True)
+    np.testing.assert_array_equal(loaded_action, action)
