@@ -43,7 +43,8 @@ class ReinforcePolicy(ActorCriticPolicy):
     ``std = softplus(head(latent)) + min_std``, the policy of Gymnasium's tutorial "Training using REINFORCE for Mujoco".
 
     Arguments that are not listed are those of ``ActorCriticPolicy``; ``log_std_init`` also sets where a
-    state-dependent standard deviation starts.
+    state-dependent standard deviation starts. ``optimizer_kwargs`` are by default ``betas=(0.5, 0.999), eps=1e-5``
+    for Adam: less momentum than usual, because every update has a policy of its own.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -61,16 +62,20 @@ class ReinforcePolicy(ActorCriticPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        *args: Any,
         state_dependent_std: bool = False,
         std_net_arch: list[int] | None = None,
         min_std: float = 1e-6,
         **kwargs: Any,
     ):
+        if isinstance(observation_space, spaces.Dict) and "features_extractor_class" not in kwargs:
+            raise ValueError(f"You must use `MultiInputPolicy` with a dict observation space, not {type(self).__name__}")
+        if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
+            # Gradients of older policies are to fade quickly
+            kwargs["optimizer_kwargs"] = dict(betas=(0.5, 0.999), eps=1e-5)
         self.state_dependent_std = state_dependent_std
         self.std_net_arch = std_net_arch
         self.min_std = min_std
-        super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _check_std_arguments(self) -> None:
         if self.state_dependent_std and not isinstance(self.action_dist, DiagGaussianDistribution):
@@ -78,15 +83,17 @@ class ReinforcePolicy(ActorCriticPolicy):
                 "state_dependent_std=True needs a Box action space and use_sde=False, "
                 f"not {self.action_space} with use_sde={self.use_sde}"
             )
-        if self.std_net_arch is not None and not (self.state_dependent_std and self.std_net_arch):
+        arch = self.std_net_arch
+        if arch is not None and not (self.state_dependent_std and isinstance(arch, list) and arch):
             raise ValueError(
-                f"std_net_arch={self.std_net_arch} must list at least one layer and needs state_dependent_std=True; "
+                f"std_net_arch={arch!r} must be a list of at least one layer, and needs state_dependent_std=True; "
                 "None shares the trunk of the mean"
             )
-        if self.state_dependent_std and not 0 < self.min_std < np.exp(self.log_std_init):
+        initial_std = np.exp(self.log_std_init)
+        if self.state_dependent_std and not (isinstance(self.min_std, float | int) and 0 < self.min_std < initial_std):
             raise ValueError(
-                f"min_std={self.min_std} must be above 0 and below the initial standard deviation "
-                f"exp(log_std_init)={np.exp(self.log_std_init):.3g}"
+                f"min_std={self.min_std!r} must be a number above 0 and below the initial standard deviation "
+                f"exp(log_std_init)={initial_std:.3g}"
             )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -125,7 +132,8 @@ class ReinforcePolicy(ActorCriticPolicy):
         if self.ortho_init:
             self.init_weights(self.std_net, gain=0.01)
         # softplus(bias) + min_std = exp(log_std_init)
-        nn.init.constant_(self.std_net.bias, np.log(np.expm1(np.exp(self.log_std_init) - self.min_std)))
+        softplus = np.exp(self.log_std_init) - self.min_std
+        nn.init.constant_(self.std_net.bias, softplus + np.log(-np.expm1(-softplus)))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:

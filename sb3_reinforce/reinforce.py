@@ -1,7 +1,6 @@
 import math
 import warnings
-from copy import copy
-from numbers import Integral
+from copy import copy, deepcopy
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -11,7 +10,7 @@ from stable_baselines3.common.distributions import Distribution, kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, update_learning_rate
 from stable_baselines3.common.vec_env.util import obs_space_info
 from torch.nn import functional as F
 
@@ -30,6 +29,9 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "reduction": ("episode", "step"),
     "time_limit": ("terminal", "bootstrap", "discard"),
 }
+
+#: Long steps at first, short ones at the end, so that the policy that is kept is not the last one tried.
+DEFAULT_TARGET_KL = LinearSchedule(0.2, 0.002, 1.0)
 
 #: A step that is still too long after so many halvings is not made at all.
 MAX_HALVINGS = 20
@@ -51,7 +53,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0).
-        With ``target_kl``, it is the largest one used.
+        With ``target_kl``, it is where the learning rate starts.
     :param n_episodes: Number of complete episodes per update, over all environments: environment ``i`` of ``n_envs``
         gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
     :param min_steps: Collect further rounds of ``n_episodes`` until the batch has this many steps. The gradient
@@ -83,8 +85,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param normalize_value: Whether to divide the critic's targets by their running standard deviation
     :param max_grad_norm: The maximum value for the gradient clipping, ``None`` for no clipping
     :param target_kl: Limit the step by the KL divergence between the policy before and after it, measured on the batch:
-        while it is over twice the target, the step is halved, and the learning rate of the next update follows the
-        target, up to ``learning_rate``. It can be a function of the current progress remaining. ``None``: no limit.
+        while it is over twice the target, the step is halved, and the learning rate follows the target from update to
+        update. It can be a function of the current progress remaining. ``None``: no limit.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -134,7 +136,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         value_learning_rate: float | Schedule = 1e-3,
         normalize_value: bool = True,
         max_grad_norm: float | None = None,
-        target_kl: float | Schedule | None = 0.1,
+        target_kl: float | Schedule | None = DEFAULT_TARGET_KL,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[EpisodeRolloutBuffer] | None = None,
@@ -196,7 +198,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         for name in ("gamma", "gae_lambda"):
             check_number(name, getattr(self, name), 0, 1)
         for name in ("n_value_epochs", "value_batch_size"):
-            check_number(name, getattr(self, name), 1, kind=Integral)
+            check_number(name, getattr(self, name), 1, integer=True)
         for name in ("learning_rate", "value_learning_rate", "target_kl"):
             if not callable(getattr(self, name)) and (name, getattr(self, name)) != ("target_kl", None):
                 check_number(name, getattr(self, name), 0, or_else="a function of the progress remaining")
@@ -204,7 +206,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if self.max_grad_norm is not None:
             check_number("max_grad_norm", self.max_grad_norm, 0, or_else="None")
         if self.n_episodes is not None:
-            check_number(f"With baseline={self.baseline!r}, n_episodes", self.n_episodes, self._min_n_episodes, kind=Integral)
+            check_number(f"With baseline={self.baseline!r}, n_episodes", self.n_episodes, self._min_n_episodes, integer=True)
         if self.time_limit == "bootstrap" and self.baseline != "value":
             raise ValueError(f"time_limit='bootstrap' needs the critic, baseline='value', not {self.baseline!r}")
         if self.gae_lambda < 1 and (self.baseline != "value" or self.returns != "reward_to_go"):
@@ -303,9 +305,6 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             baseline = BASELINES[self.baseline](returns, lengths) if self.baseline else np.zeros_like(returns)
         # With the critic and lambda < 1, the lambda-return takes the place of the Monte-Carlo return
         advantages = (targets if self.gae_lambda < 1 else returns) - baseline
-        if not np.isfinite(advantages).all():
-            raise ValueError("An advantage is not finite: the rewards are too large for double precision, or gamma")
-
         self.logger.record("train/return_mean", returns[np.cumsum(lengths) - lengths].mean())
         self.logger.record("train/advantage_std", advantages.std())
         if self.baseline is not None:
@@ -314,8 +313,14 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
         if self.discount_states:
             advantages = advantages * self.gamma ** timesteps(lengths)
-        buffer.advantages = advantages.astype(np.float32)
-        buffer.returns = targets.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            buffer.advantages = advantages.astype(np.float32)
+            buffer.returns = targets.astype(np.float32)
+        if not (np.isfinite(buffer.advantages).all() and np.isfinite(buffer.returns).all()):
+            raise ValueError(
+                f"A return or an advantage is not finite in single precision (largest reward {np.abs(rewards).max()}): "
+                "no update was made. Scale the rewards down, for example with VecNormalize, or look at the critic's values"
+            )
 
     def _last_values(self) -> np.ndarray:
         """
@@ -386,6 +391,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         :return: Mean KL divergence from the policy before to the policy after the step, in nats
         """
         parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        if not any(parameter.grad.any() for parameter in parameters):  # type: ignore[union-attr]
+            return 0.0  # Nothing to learn: the momentum of older gradients is not to move a solved policy
         before = [parameter.detach().clone() for parameter in parameters]
         self.policy.optimizer.step()
         approx_kl = self._approx_kl(old_distributions)
@@ -407,7 +414,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             approx_kl = 0.0
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.data.copy_(start)
-        self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, 1e-6, 1.0))
+        self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, 1e-6, 1e3))
         return approx_kl
 
     def _approx_kl(self, old_distributions: list[Distribution]) -> float:
@@ -432,6 +439,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         mean, std = self._value_scale(value_rms)
         parameters = self.value_optimizer.param_groups[0]["params"]
         before = [parameter.detach().clone() for parameter in parameters]
+        optimizer_before = deepcopy(self.value_optimizer.state_dict())
         update_learning_rate(self.value_optimizer, FloatSchedule(self.value_learning_rate)(self._current_progress_remaining))
         for _ in range(self.n_value_epochs):
             losses = []
@@ -441,6 +449,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 if not math.isfinite(loss.item()):
                     for parameter, start in zip(parameters, before, strict=True):
                         parameter.data.copy_(start)
+                    self.value_optimizer.load_state_dict(optimizer_before)
                     raise ValueError(f"The loss of the critic is not finite ({loss.item()}): it was not changed")
                 self.value_optimizer.zero_grad()
                 # The features that it shares with the actor get no gradient

@@ -1,5 +1,4 @@
 import math
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -22,19 +21,19 @@ INITIAL_BUFFER_SIZE = 2048
 
 
 def check_number(
-    name: str, value: Any, low: float, high: float = math.inf, kind: type = Real, or_else: str | None = None
+    name: str, value: Any, low: float, high: float = math.inf, integer: bool = False, or_else: str | None = None
 ) -> None:
     """
     :param name: Name of the argument
     :param value: What was given
     :param low: Smallest value allowed
     :param high: Largest value allowed
-    :param kind: ``Integral`` for integers
+    :param integer: Whether it must be an integer
     :param or_else: What else is allowed, for the message
     :raises ValueError: If the value is not such a number
     """
-    if not isinstance(value, kind) or not low <= value <= high:  # type: ignore[operator]
-        noun = "an integer" if kind is Integral else "a number"
+    if not isinstance(value, (int, np.integer) if integer else (int, float)) or not low <= value <= high:
+        noun = "an integer" if integer else "a number"
         raise ValueError(f"{name}={value!r} must be {noun} in [{low}, {high}]{f', or {or_else}' if or_else else ''}")
 
 
@@ -43,14 +42,17 @@ def check_finite(name: str, values: VecEnvObs, n_steps: int) -> None:
     :param name: What the values are, for the message
     :param values: One value per environment, or a dict of them
     :param n_steps: Step of the rollout, for the message
-    :raises ValueError: If a value is NaN or infinite
+    :raises ValueError: If a value is NaN or infinite in single precision, in which networks compute
     """
     for array in values.values() if isinstance(values, dict) else (values,):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():  # type: ignore[union-attr]
-            env_idx = int(np.argwhere(~np.isfinite(array))[0, 0])
+        if array.dtype.kind != "f":  # type: ignore[union-attr]
+            continue
+        finite = np.abs(array) <= np.finfo(np.float32).max
+        if not finite.all():
+            env_idx = int(np.argwhere(~finite)[0, 0])
             raise ValueError(
                 f"The {name} of environment {env_idx} at step {n_steps} of the rollout is not finite: "
-                f"{array[env_idx]}. Observations and rewards must be finite numbers "
+                f"{array[env_idx]}. Observations and rewards must be finite numbers in single precision "
                 "(VecCheckNan tells which wrapper they come from). The parameters are those from before the rollout."
             )
 
@@ -109,10 +111,12 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         :raises ValueError: If an argument has no sense, on its own or for the environment
         """
+        if self.n_episodes is not None:
+            check_number("n_episodes", self.n_episodes, 1, integer=True, or_else="None")
         if self.env is not None:
             self._check_n_envs(self.env.num_envs)
-        check_number("min_steps", self.min_steps, 0, kind=Integral)
-        check_number("max_episode_steps", self.max_episode_steps, 1, kind=Integral)
+        check_number("min_steps", self.min_steps, 0, integer=True)
+        check_number("max_episode_steps", self.max_episode_steps, 1, integer=True)
         buffer_class = self.rollout_buffer_class
         if buffer_class is not None and not issubclass(buffer_class, EpisodeRolloutBuffer):
             raise ValueError(f"rollout_buffer_class={buffer_class.__name__} must be an EpisodeRolloutBuffer")
@@ -121,11 +125,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             raise ValueError(f"{action_space} has more than one dimension, which is not supported: flatten it")
 
     def _check_n_envs(self, n_envs: int) -> None:
-        if self.n_episodes is not None and self.n_episodes < max(n_envs, 1):
-            raise ValueError(
-                f"n_episodes={self.n_episodes} must be at least 1, and at least one per environment ({n_envs} of them). "
-                "None works with any number of environments"
-            )
+        if self.n_episodes is not None and self.n_episodes < n_envs:
+            raise ValueError(f"n_episodes={self.n_episodes} must be at least the number of environments, {n_envs}, or None")
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -197,7 +198,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         quotas = np.array([(n_episodes + i) // env.num_envs for i in range(env.num_envs)])
         remaining = quotas.copy()
         watched = np.arange(env.num_envs)
-        n_steps = n_steps_waited = 0
+        n_steps = 0
+        episode_starts = np.zeros(env.num_envs, dtype=int)
         obs = env.reset()
 
         while True:
@@ -219,28 +221,29 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             rollout_buffer.add(obs, actions, rewards, dones, watched)
             obs = new_obs
             n_steps += 1
-            n_steps_waited += 1
 
-            for env_idx in watched[dones[watched]]:
+            finished = watched[dones[watched]]
+            for env_idx in finished:
                 info = infos[env_idx]
                 truncated = bool(info.get("TimeLimit.truncated", False))
                 rollout_buffer.end_episode(Episode(env_idx, truncated, info["terminal_observation"] if truncated else None))
                 self._update_info_buffer([info], np.array([True]))
-                remaining[env_idx] -= 1
-                n_steps_waited = 0
-            if n_steps_waited == 0:
+            if len(finished) > 0:
+                remaining[finished] -= 1
+                episode_starts[finished] = n_steps
                 watched = np.flatnonzero(remaining)
                 if len(watched) == 0 and rollout_buffer.n_steps >= self.min_steps:
                     break
                 if len(watched) == 0:  # one more round of the quota
                     remaining = quotas.copy()
                     watched = np.arange(env.num_envs)
+                    episode_starts[:] = n_steps
                     obs = env.reset()
-            elif n_steps_waited >= self.max_episode_steps:
+            if n_steps - episode_starts[watched].min() >= self.max_episode_steps:
                 raise ValueError(
-                    f"Environment {watched[0]} has not finished an episode in max_episode_steps={self.max_episode_steps} "
-                    "steps, and REINFORCE learns from finished episodes. Give the environment a time limit, for example "
-                    "gymnasium.make(env_id, max_episode_steps=1000), or allow for longer episodes"
+                    f"Environment {watched[episode_starts[watched].argmin()]} has not finished its episode after "
+                    f"max_episode_steps={self.max_episode_steps} steps, and REINFORCE learns from finished episodes. Give it "
+                    "a time limit, for example gymnasium.make(env_id, max_episode_steps=1000), or allow for longer episodes"
                 )
 
         self.logger.record("rollout/episodes", rollout_buffer.n_episodes)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.baselines import BASELINES
-from sb3_reinforce.returns import RETURNS, timesteps
+from sb3_reinforce.returns import RETURNS
 
 SGD = dict(optimizer_class=th.optim.SGD)
 ESTIMATOR = dict(normalize_advantage=False, target_kl=None, policy_kwargs=SGD)
@@ -214,7 +214,8 @@ buffer.reset()
 dones = np.arange(1, 10**4 + 1) % 1000 == 0
 for _ in range(n_steps // len(dones)):
     for i in range(0, len(dones), 1000):
-        buffer.add(rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1)), np.ones(1000), dones[i : i + 1000], np.zeros(1000, int))
+        obs, actions = rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1))
+        buffer.add(obs, actions, np.ones(1000), dones[i : i + 1000], np.zeros(1000, int))
         buffer.end_episode(Episode(0, False, None))
 buffer.finish()
 assert buffer.n_steps == n_steps and buffer.n_episodes == 1000
@@ -262,8 +263,8 @@ class TestTargetKL:
         kl = self.kl(old, self.gaussian(model))
         assert 0 < kl <= 2 * 0.01
         assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
-        # The learning rate follows: up to what was asked for after a short step, down after one that had to be halved
-        assert model._kl_learning_rate_factor == 1.0 if rises else model._kl_learning_rate_factor < 0.5
+        # The learning rate follows: up after a short step, down after one that had to be halved
+        assert (model._kl_learning_rate_factor > 0.9) == rises
 
     def test_without_a_limit(self):
         model = self.step(target_kl=None)

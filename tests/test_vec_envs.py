@@ -1,0 +1,420 @@
+"""Which steps enter the batch: whole episodes by quota, in order, as the policy saw them."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.buffers import Episode, EpisodeRolloutBuffer
+from tests.envs import Poison, RecordVec, TracingEnv
+
+
+def make_env(lengths, vec_env_class=DummyVecEnv, monitor=True, **kwargs):
+    def make(i):
+        env = TracingEnv(i, lengths[i], **kwargs)
+        return Monitor(env) if monitor else env
+
+    return vec_env_class([lambda i=i: make(i) for i in range(len(lengths))])
+
+
+def make_model(env, **kwargs):
+    return REINFORCE("MlpPolicy", env, **{"seed": 0, "device": "cpu", **kwargs})
+
+
+def rows_of(episodes, lengths):
+    """The observations of the given episodes ``(environment, episode)``."""
+    return [[i, e, t] for i, e in episodes for t in range(lengths[i])]
+
+
+def assert_batch(model, episodes, lengths):
+    buffer = model.rollout_buffer
+    batch = next(buffer.get())
+    assert batch.observations.tolist() == rows_of(episodes, lengths)
+    assert buffer.lengths.tolist() == [lengths[i] for i, _ in episodes]
+    assert [episode.env_idx for episode in buffer.episodes] == [i for i, _ in episodes]
+    assert buffer.n_episodes == len(episodes)
+    assert buffer.n_steps == len(buffer.rewards) == len(batch.observations)
+    actions = batch.actions.flatten().numpy()
+    assert len(set(actions)) > 1
+    np.testing.assert_array_equal(buffer.rewards, batch.observations.numpy() @ [1000, 100, 10] + actions)
+
+
+def assert_statistics_are_those_of_the_batch(model):
+    buffer = model.rollout_buffer
+    returns = np.add.reduceat(buffer.rewards, np.cumsum(buffer.lengths) - buffer.lengths)
+    expected = sorted(zip(buffer.lengths, returns, strict=True))
+    assert sorted((info["l"], info["r"]) for info in model.ep_info_buffer) == expected
+
+
+@pytest.mark.parametrize(
+    "vec_env_class, n_episodes, quotas",
+    [
+        (DummyVecEnv, 3, [1, 1, 1]),
+        (DummyVecEnv, 4, [1, 1, 2]),
+        (DummyVecEnv, 5, [1, 2, 2]),
+        (DummyVecEnv, 6, [2, 2, 2]),
+        (DummyVecEnv, 10, [3, 3, 4]),
+        (SubprocVecEnv, 5, [1, 2, 2]),
+    ],
+)
+def test_batch_holds_the_first_episodes_of_each_env(vec_env_class, n_episodes, quotas):
+    lengths = [3, 5, 7]
+    env = make_env(lengths, vec_env_class)
+    model = make_model(env, n_episodes=n_episodes).learn(1)
+    env.close()
+    assert_batch(model, [(i, e) for i in range(3) for e in range(quotas[i])], lengths)
+    assert_statistics_are_those_of_the_batch(model)
+    # All environments are stepped until the slowest is done
+    assert model.num_timesteps == 3 * max(quota * length for quota, length in zip(quotas, lengths, strict=True))
+
+
+def test_slowest_env_is_not_the_last():
+    lengths = [7, 3]
+    model = make_model(make_env(lengths), n_episodes=4).learn(1)
+    assert_batch(model, [(0, 0), (0, 1), (1, 0), (1, 1)], lengths)
+    assert model.num_timesteps == 2 * 14
+
+
+def test_next_rollout_starts_from_a_reset():
+    lengths = [3, 5]
+    model = make_model(make_env(lengths), n_episodes=2).learn(1)
+    model.learn(1, reset_num_timesteps=False)
+    assert model.num_timesteps == 20
+    # The first rollout broke off episode 1 of environment 0
+    assert_batch(model, [(0, 2), (1, 1)], lengths)
+
+
+def test_min_steps_adds_whole_rounds():
+    lengths = [3, 5]
+    model = make_model(make_env(lengths), n_episodes=2, min_steps=17).learn(1)
+    # The quota has 8 steps, so it takes three rounds, each of them from a reset
+    assert_batch(model, [(0, 0), (0, 2), (0, 4), (1, 0), (1, 1), (1, 2)], lengths)
+    assert_statistics_are_those_of_the_batch(model)
+    assert model.num_timesteps == 3 * 2 * 5
+
+
+@pytest.mark.parametrize("min_steps, n_rounds", [(0, 1), (8, 1), (9, 2), (16, 2)])
+def test_min_steps_is_a_lower_bound(min_steps, n_rounds):
+    model = make_model(make_env([3, 5]), n_episodes=2, min_steps=min_steps).learn(1)
+    assert model.rollout_buffer.n_episodes == 2 * n_rounds
+    assert model.rollout_buffer.n_steps == 8 * n_rounds
+
+
+@pytest.mark.parametrize("n_envs, quotas", [(1, [8]), (3, [2, 3, 3]), (10, [1] * 10)])
+def test_n_episodes_none(n_envs, quotas):
+    lengths = [3] * n_envs
+    model = make_model(make_env(lengths)).learn(1)
+    assert_batch(model, [(i, e) for i in range(n_envs) for e in range(quotas[i])], lengths)
+
+
+def test_set_env_with_another_number_of_envs():
+    model = make_model(make_env([3])).learn(1)
+    model.set_env(make_env([3, 5]))
+    model.learn(1)
+    assert model.n_envs == 2
+    assert_batch(model, [(i, e) for i in range(2) for e in range(4)], [3, 5])
+
+
+# Buffer
+
+
+def fill(buffer, lengths, n_envs=1, env_idx=0, first=0, truncated=()):
+    """Episodes of one environment, whose observation, action and reward count the steps."""
+    step = first
+    for i, length in enumerate(lengths):
+        for t in range(length):
+            values = np.full(n_envs, step, dtype=np.float32)
+            done = np.full(n_envs, t == length - 1)
+            buffer.add(np.stack([values, -values], axis=1), values[:, None], values, done, np.array([env_idx]))
+            step += 1
+        buffer.end_episode(Episode(env_idx, i in truncated, None))
+
+
+def make_buffer(buffer_size, n_envs=1):
+    space = spaces.Box(-1, 1, (1,))
+    return EpisodeRolloutBuffer(buffer_size, spaces.Box(-1, 1, (2,)), space, device="cpu", n_envs=n_envs)
+
+
+def assert_counts(buffer, steps):
+    batch = next(buffer.get())
+    assert batch.observations.tolist() == [[step, -step] for step in steps]
+    assert batch.actions.tolist() == [[step] for step in steps]
+    assert buffer.rewards.tolist() == list(steps)
+
+
+@pytest.mark.parametrize("buffer_size", [1, 2, 7, 100])
+def test_buffer_grows(buffer_size):
+    buffer = make_buffer(buffer_size)
+    fill(buffer, [1, 4, 10])
+    buffer.finish()
+    assert_counts(buffer, range(15))
+    assert buffer.lengths.tolist() == [1, 4, 10]
+
+
+def test_capacity_is_at_most_twice_the_largest_batch():
+    buffer = make_buffer(4)
+    capacities = []
+    for n_steps in [3, 50, 10, 120, 7]:
+        buffer.reset()
+        assert buffer.n_steps == buffer.n_episodes == 0
+        fill(buffer, [1, n_steps - 1])
+        buffer.finish()
+        assert_counts(buffer, range(n_steps))
+        capacities.append(buffer.buffer_size)
+        assert {len(column) for column in buffer._columns.values()} == {buffer.buffer_size}
+    assert capacities[0] == 4
+    assert 50 <= capacities[1] <= 100
+    # It is kept from batch to batch
+    assert capacities[2] == capacities[1]
+    assert 120 <= capacities[3] <= 240
+    assert capacities[4] == capacities[3]
+
+
+def test_growing_does_not_change_the_training():
+    class TinyBuffer(EpisodeRolloutBuffer):
+        def __init__(self, buffer_size, *args, **kwargs):
+            super().__init__(1, *args, **kwargs)
+
+    models = [make_model(make_env([3, 5]), rollout_buffer_class=cls).learn(60) for cls in (TinyBuffer, None)]
+    assert models[0].rollout_buffer.buffer_size < models[1].rollout_buffer.buffer_size
+    for parameters in zip(models[0].policy.parameters(), models[1].policy.parameters(), strict=True):
+        assert th.equal(*parameters)
+
+
+def test_get_twice():
+    buffer = make_buffer(1)
+    fill(buffer, [2, 3])
+    buffer.finish()
+    buffer.advantages[:], buffer.returns[:] = np.arange(5), -np.arange(5)
+    first, second = next(buffer.get()), next(buffer.get())
+    for tensors in zip(first, second, strict=True):
+        assert th.equal(*tensors)
+    assert first.advantages.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 4, 19, 20, 50, None])
+def test_get_covers_each_step_once(batch_size, shuffle):
+    buffer = make_buffer(1)
+    fill(buffer, [8, 12])
+    buffer.finish()
+    buffer.advantages[:], buffer.returns[:] = buffer.rewards, -buffer.rewards
+    batches = list(buffer.get(batch_size, shuffle))
+    size = batch_size or 20
+    assert [len(batch.actions) for batch in batches] == [min(size, 20 - start) for start in range(0, 20, size)]
+    steps = th.cat([batch.advantages for batch in batches])
+    # The rows stay together
+    assert th.equal(th.cat([batch.returns for batch in batches]), -steps)
+    assert th.equal(th.cat([batch.actions for batch in batches]), steps[:, None])
+    assert th.equal(th.cat([batch.observations for batch in batches]), th.stack([steps, -steps], dim=1))
+    assert (steps.tolist() == list(range(20))) != shuffle
+    assert sorted(steps.tolist()) == list(range(20))
+
+
+def test_discard_truncated():
+    buffer = make_buffer(1)
+    fill(buffer, [2, 3, 1, 4], truncated=(0, 2))
+    buffer.finish(discard_truncated=True)
+    assert_counts(buffer, [2, 3, 4, 6, 7, 8, 9])
+    assert buffer.lengths.tolist() == [3, 4]
+    assert buffer.n_episodes == 2
+    assert buffer.n_steps == 7
+
+
+def test_envs_one_after_the_other():
+    buffer = make_buffer(1, n_envs=3)
+    fill(buffer, [2, 1], n_envs=3, env_idx=2, first=0)
+    fill(buffer, [3], n_envs=3, env_idx=0, first=10)
+    fill(buffer, [1], n_envs=3, env_idx=2, first=20)
+    buffer.finish()
+    assert_counts(buffer, [10, 11, 12, 0, 1, 2, 20])
+    assert buffer.lengths.tolist() == [3, 2, 1, 1]
+    assert [episode.env_idx for episode in buffer.episodes] == [0, 2, 2, 2]
+
+
+def test_incomplete_episode_is_refused():
+    buffer = make_buffer(1)
+    fill(buffer, [2])
+    buffer.add(np.zeros((1, 2)), np.zeros((1, 1)), np.zeros(1), np.array([False]), np.array([0]))
+    with pytest.raises(AssertionError, match="not complete"):
+        buffer.finish()
+
+
+# Wrappers
+
+
+def assert_batch_is_what_the_model_got(model, env, quotas):
+    batch = next(model.rollout_buffer.get())
+    np.testing.assert_array_equal(batch.observations.numpy(), env.of_batch(env.observations, quotas))
+    np.testing.assert_array_equal(batch.actions.flatten().numpy(), env.of_batch(env.actions, quotas))
+    np.testing.assert_array_equal(model.rollout_buffer.rewards, env.of_batch(env.rewards, quotas).astype(np.float32))
+    return batch
+
+
+def normalize(env):
+    return VecNormalize(env, clip_reward=3.0)
+
+
+def stack(env):
+    return VecFrameStack(env, n_stack=2)
+
+
+@pytest.mark.parametrize("wrap", [normalize, stack, VecMonitor, VecCheckNan, lambda env: stack(normalize(env))])
+def test_wrappers(wrap):
+    env = RecordVec(wrap(make_env([3, 5], monitor=False)))
+    model = make_model(env, n_episodes=5).learn(1)
+    assert_batch_is_what_the_model_got(model, env, [2, 3])
+    assert model.rollout_buffer.lengths.tolist() == [3, 3, 5, 5, 5]
+
+
+def test_vec_normalize():
+    env = RecordVec(normalize(make_env([3, 5])))
+    model = make_model(env, n_episodes=4).learn(1)
+    batch = assert_batch_is_what_the_model_got(model, env, [2, 2])
+    assert batch.observations.min() < 0
+    assert model.rollout_buffer.rewards.max() <= 3
+    # The statistics are those of the episodes as they are
+    assert max(info["r"] for info in model.ep_info_buffer) >= 5 * 1000
+
+
+def test_vec_frame_stack():
+    env = VecFrameStack(make_env([3, 5]), n_stack=2)
+    model = make_model(env, n_episodes=2).learn(1)
+    expected = []
+    for i, length in enumerate([3, 5]):
+        expected += [[0, 0, 0, i, 0, 0]] + [[i, 0, t - 1, i, 0, t] for t in range(1, length)]
+    assert next(model.rollout_buffer.get()).observations.tolist() == expected
+
+
+def test_vec_monitor():
+    model = make_model(VecMonitor(make_env([3, 5], monitor=False)), n_episodes=5).learn(1)
+    assert_batch(model, [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)], [3, 5])
+    assert_statistics_are_those_of_the_batch(model)
+
+
+def test_vec_transpose_image():
+    def make():
+        return FakeImageEnv(screen_height=36, screen_width=40, n_channels=3)
+
+    env = RecordVec(DummyVecEnv([make, make]))
+    model = REINFORCE("CnnPolicy", env, n_episodes=2, seed=0, device="cpu").learn(1)
+    assert isinstance(model.get_env(), VecTransposeImage)
+    observations = next(model.rollout_buffer.get()).observations
+    assert observations.dtype == th.uint8
+    np.testing.assert_array_equal(observations.numpy(), env.of_batch(env.observations, [1, 1]).transpose(0, 3, 1, 2))
+
+
+def test_vec_check_nan():
+    env = DummyVecEnv([lambda: Poison(TracingEnv(), "reward", 1, np.nan)])
+    with pytest.raises(ValueError, match="found nan in rewards"):
+        make_model(VecCheckNan(env, raise_exception=True)).learn(1)
+
+
+# Time limits
+
+ENDS = ("terminated", "truncated", "both")
+
+
+def set_critic(model, value):
+    th.nn.init.zeros_(model.policy.value_net.weight)
+    th.nn.init.constant_(model.policy.value_net.bias, value)
+
+
+def parameters_of(model):
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+
+
+@pytest.mark.parametrize(
+    "time_limit, gae_lambda, returns",
+    [
+        # gamma = 0.5, V = 8, rewards of 1: a return is 1 + 0.5 * (what comes after), ...
+        ("terminal", 1, {"terminated": [1.75, 1.5, 1], "truncated": [1.75, 1.5, 1], "both": [1.75, 1.5, 1]}),
+        ("bootstrap", 1, {"terminated": [1.75, 1.5, 1], "truncated": [2.75, 3.5, 5], "both": [1.75, 1.5, 1]}),
+        ("discard", 1, {"terminated": [1.75, 1.5, 1], "both": [1.75, 1.5, 1]}),
+        # ... with lambda = 0 it is 1 + 0.5 * 8 but for the last step, ...
+        ("terminal", 0, {"terminated": [5, 5, 1], "truncated": [5, 5, 1], "both": [5, 5, 1]}),
+        ("bootstrap", 0, {"terminated": [5, 5, 1], "truncated": [5, 5, 5], "both": [5, 5, 1]}),
+        # ... and with lambda = 0.5 what comes after is half V, half return: 1 + 0.5 * (4 + 0.5 * 1) = 3.25
+        ("terminal", 0.5, {"terminated": [3.8125, 3.25, 1], "truncated": [3.8125, 3.25, 1], "both": [3.8125, 3.25, 1]}),
+        ("bootstrap", 0.5, {"terminated": [3.8125, 3.25, 1], "truncated": [4.0625, 4.25, 5], "both": [3.8125, 3.25, 1]}),
+    ],
+)
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_time_limit(time_limit, gae_lambda, returns, n_envs):
+    env = DummyVecEnv([lambda i=i: TracingEnv(i, 3, ENDS, reward=1) for i in range(n_envs)])
+    model = make_model(
+        env,
+        n_episodes=3 * n_envs,
+        gamma=0.5,
+        gae_lambda=gae_lambda,
+        baseline="value",
+        normalize_value=False,
+        time_limit=time_limit,
+    )
+    set_critic(model, 8)
+    model.learn(1)
+    expected = np.concatenate([returns[end] for end in ENDS if end in returns] * n_envs)
+    np.testing.assert_allclose(model.rollout_buffer.returns, expected, rtol=1e-6)
+    assert model.rollout_buffer.lengths.tolist() == [3] * len(returns) * n_envs
+
+
+@pytest.mark.parametrize("wrap", [normalize, stack, lambda env: env])
+def test_bootstrap_takes_the_last_observation_as_the_policy_would_see_it(wrap):
+    env = RecordVec(wrap(make_env([3], ends=("truncated",))))
+    model = make_model(
+        env,
+        n_episodes=2,
+        baseline="value",
+        normalize_value=False,
+        learning_rate=0.0,
+        value_learning_rate=0.0,
+        time_limit="bootstrap",
+    )
+    infos = []
+    model.learn(1, callback=lambda locals_, _: infos.extend(locals_["infos"]) or True)
+    terminal_observations = np.stack([info["terminal_observation"] for info in infos if "terminal_observation" in info])
+    assert terminal_observations.shape == (2, *env.observation_space.shape)
+    with th.no_grad():
+        values = model.policy.predict_values(th.as_tensor(terminal_observations)).flatten().numpy()
+    last = np.array([2, 5])
+    np.testing.assert_allclose(
+        model.rollout_buffer.returns[last], model.rollout_buffer.rewards[last] + 0.99 * values, rtol=1e-5
+    )
+
+
+def test_discard_without_an_episode_left():
+    # Of the two episodes of each rollout none is left at first, then one, then two
+    env = make_env([3], ends=("truncated",) * 3 + ("terminated",) * 3)
+    model = make_model(env, n_episodes=2, time_limit="discard")
+    before = parameters_of(model)
+    with pytest.warns(UserWarning, match="No update: 0 episodes .* at least 2 are needed.*time_limit='discard'"):
+        model.learn(6)
+    assert th.equal(parameters_of(model), before)
+    assert model._n_updates == 0
+    with pytest.warns(UserWarning, match="No update: 1 episodes"):
+        model.learn(6, reset_num_timesteps=False)
+    assert th.equal(parameters_of(model), before)
+    model.learn(6, reset_num_timesteps=False)
+    assert not th.equal(parameters_of(model), before)
+    assert model._n_updates == 1
+    assert model.num_timesteps == 18
+
+
+@pytest.mark.filterwarnings("ignore:No update")
+def test_discard_goes_on_within_learn():
+    env = make_env([3], ends=("truncated",) * 3 + ("terminated",) * 3)
+    model = make_model(env, n_episodes=2, time_limit="discard").learn(18)
+    assert model._n_updates == 1
+    assert_batch(model, [(0, 4), (0, 5)], [3])
