@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is made on first use. Another interpreter: make test PYTHON=python3.12
-PYTHON ?= python3
+# constraints.txt needs Python 3.11 or newer
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := sb3_reinforce tests benchmarks
@@ -9,7 +10,7 @@ export OMP_NUM_THREADS := 1
 .PHONY: help install train test lint type format commit-checks clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## Install the package and its tools into .venv
 

@@ -44,7 +44,7 @@ def run(job: tuple[str, int]) -> dict:
     steps, means = lengths.cumsum(), running_mean(returns)
     solved = np.flatnonzero(means >= THRESHOLD)
     # Seeds of evaluation are not those of any training run
-    eval_env = make_vec_env(ENV, seed=seed + 1000)
+    eval_env = make_vec_env(ENV, n_envs=10, seed=1000 * (seed + 1))
     final = {}
     for kind, deterministic in (("deterministic", True), ("stochastic", False)):
         scores, _ = evaluate_policy(model, eval_env, N_EVAL_EPISODES, deterministic, return_episode_rewards=True)

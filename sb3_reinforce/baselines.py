@@ -47,7 +47,8 @@ def timestep(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """
     The mean return of the *other* episodes at the same time, ``b_it = 1/(N - 1) sum_{j != i} R_jt``. An episode that
     is over by then counts with what it still earns, ``R_jt = 0``: an episode that outlives the others is compared with
-    their end, not with nobody. Unbiased; needs two episodes.
+    their end, not with nobody. Unbiased; needs two episodes. Made for the reward-to-go: returns that are the same at
+    all times want :func:`leave_one_out`.
 
     Source: the time-dependent baseline of Greensmith et al., Variance reduction techniques for gradient estimates in
     reinforcement learning, JMLR 5, 2004, estimated from the other episodes.

@@ -30,7 +30,7 @@ class Episode(NamedTuple):
 
     :param env_idx: Index of its environment
     :param truncated: Whether a time limit cut it off
-    :param terminal_observation: What the environment showed after its last step
+    :param terminal_observation: What the environment showed after its last step, if the critic is to judge it
     """
 
     env_idx: int
@@ -100,11 +100,11 @@ class EpisodeRolloutBuffer(BaseBuffer):
         """
         Store one step of some of the environments.
 
-        :param obs: Observations that were acted on, of all environments
-        :param action: Actions as the policy sampled them, of all environments
-        :param reward: Rewards, of all environments
-        :param done: Whether the step ended the episode, of all environments
-        :param env_indices: The environments whose step is stored
+        :param obs: Observations that were acted on, shape ``(n_envs, *obs_shape)``, or a dict of them
+        :param action: Actions as the policy sampled them, shape ``(n_envs, *action_shape)``
+        :param reward: Rewards, shape ``(n_envs,)``
+        :param done: Whether the step ended the episode, shape ``(n_envs,)``
+        :param env_indices: The environments whose step is stored, in ascending order, shape ``(n_stored,)``
         """
         start, self.pos = self.pos, self.pos + len(env_indices)
         if self.pos > self.buffer_size:

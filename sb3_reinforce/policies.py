@@ -141,7 +141,7 @@ class ReinforcePolicy(ActorCriticPolicy):
             return super()._get_action_dist_from_latent(latent_pi)
         latent_mean = latent_std = latent_pi
         if self.std_net_arch is not None:
-            latent_mean, latent_std = latent_pi.split([self.mlp_extractor.latent_dim_pi, self.std_net_arch[-1]], dim=1)
+            latent_mean, latent_std = latent_pi.tensor_split([self.mlp_extractor.latent_dim_pi], dim=1)
         std = F.softplus(self.std_net(latent_std)) + self.min_std
         assert isinstance(self.action_dist, DiagGaussianDistribution)
         return self.action_dist.proba_distribution(self.action_net(latent_mean), std.log())

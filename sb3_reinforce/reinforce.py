@@ -30,11 +30,14 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "time_limit": ("terminal", "bootstrap", "discard"),
 }
 
-#: Long steps at first, short ones at the end, so that the policy that is kept is not the last one tried.
+#: Long steps at first, short ones at the end, so that the final policy is not one long step away from a good one.
 DEFAULT_TARGET_KL = LinearSchedule(0.2, 0.002, 1.0)
 
 #: A step that is still too long after so many halvings is not made at all.
 MAX_HALVINGS = 20
+
+#: How far the KL target can take the learning rate from the given one.
+LEARNING_RATE_FACTORS = (1e-6, 1e3)
 
 
 class REINFORCE(EpisodicOnPolicyAlgorithm):
@@ -56,7 +59,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         With ``target_kl``, it is where the learning rate starts.
     :param n_episodes: Number of complete episodes per update, over all environments: environment ``i`` of ``n_envs``
         gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
-    :param min_steps: Collect further rounds of ``n_episodes`` until the batch has this many steps. The gradient
+    :param min_steps: Collect further rounds of ``n_episodes`` until there are this many steps. The gradient
         estimate is then no longer exactly unbiased, as the number of episodes depends on their lengths.
     :param max_episode_steps: Give up with an error on an episode that is longer than this: the environment has no
         time limit and does not end
@@ -68,7 +71,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         rewards-to-go, biased). See :mod:`sb3_reinforce.returns`.
     :param baseline: The baseline ``b_it``: ``None``, ``"mean"`` (mean return of the episodes; shrinks the gradient by
         1 - 1/N), ``"leave_one_out"`` (mean return of the other episodes), ``"timestep"`` (mean return of the other
-        episodes at the same time) or ``"value"`` (a learned critic). See :mod:`sb3_reinforce.baselines`.
+        episodes at the same time, for the reward-to-go) or ``"value"`` (a learned critic). See :mod:`sb3_reinforce.baselines`.
     :param normalize_advantage: Whether to normalize or not the advantage ``R - b``
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula;
         ``"step"``: mean over all steps, as in A2C
@@ -82,15 +85,16 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param n_value_epochs: Number of passes of the critic over the batch, after the advantages are taken
     :param value_batch_size: Minibatch size of the critic, in steps
     :param value_learning_rate: Learning rate of the critic, it can be a function of the current progress remaining
-    :param normalize_value: Whether to divide the critic's targets by their running standard deviation
+    :param normalize_value: Whether the critic learns its targets less their running mean, over their running standard
+        deviation
     :param max_grad_norm: The maximum value for the gradient clipping, ``None`` for no clipping
     :param target_kl: Limit the step by the KL divergence between the policy before and after it, measured on the batch:
         while it is over twice the target, the step is halved, and the learning rate follows the target from update to
-        update. It can be a function of the current progress remaining. ``None``: no limit.
+        update. It can be a function of the current progress remaining (default: from 0.2 to 0.002). ``None``: no limit.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        Default: -1 (only sample at the beginning of the rollout)
+        Default: -1 (only sample at the beginning of an episode)
     :param rollout_buffer_class: Rollout buffer class to use, an ``EpisodeRolloutBuffer``.
         If ``None``, it will be automatically selected.
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
@@ -199,14 +203,26 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             check_number(name, getattr(self, name), 0, 1)
         for name in ("n_value_epochs", "value_batch_size"):
             check_number(name, getattr(self, name), 1, integer=True)
-        for name in ("learning_rate", "value_learning_rate", "target_kl"):
-            if not callable(getattr(self, name)) and (name, getattr(self, name)) != ("target_kl", None):
-                check_number(name, getattr(self, name), 0, or_else="a function of the progress remaining")
+        schedule = "a function of the progress remaining"
+        for name, or_else in (
+            ("learning_rate", schedule),
+            ("value_learning_rate", schedule),
+            ("target_kl", f"{schedule}, or None"),
+        ):
+            value = getattr(self, name)
+            if not callable(value) and not (name == "target_kl" and value is None):
+                check_number(name, value, 0, or_else=or_else)
         check_number("ent_coef", self.ent_coef, -math.inf)
         if self.max_grad_norm is not None:
             check_number("max_grad_norm", self.max_grad_norm, 0, or_else="None")
         if self.n_episodes is not None:
-            check_number(f"With baseline={self.baseline!r}, n_episodes", self.n_episodes, self._min_n_episodes, integer=True)
+            check_number(
+                f"With baseline={self.baseline!r}, n_episodes",
+                self.n_episodes,
+                self._min_n_episodes,
+                integer=True,
+                or_else="None",
+            )
         if self.time_limit == "bootstrap" and self.baseline != "value":
             raise ValueError(f"time_limit='bootstrap' needs the critic, baseline='value', not {self.baseline!r}")
         if self.gae_lambda < 1 and (self.baseline != "value" or self.returns != "reward_to_go"):
@@ -218,6 +234,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     @property
     def _min_n_episodes(self) -> int:
         return 2 if self.baseline in ("leave_one_out", "timestep") else 1
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = "ReinforcePolicy") -> None:
+        super()._maybe_recommend_cpu(mlp_class_name)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -241,7 +260,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
     def train(self) -> None:
         """
-        Make one step along the policy gradient of the collected episodes, then fit the critic if there is one.
+        Take the policy gradient of the collected episodes, fit the critic if there is one, then make the step.
 
         :raises ValueError: If an advantage, the gradient or the critic's loss is not finite; the parameters of the
             policy are then those from before
@@ -258,17 +277,12 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self._compute_advantages()
 
         self.policy.set_training_mode(True)
-        policy_loss, entropy_loss = self._compute_gradient()
-        max_grad_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
-        grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm).item()
-        if not math.isfinite(grad_norm):
-            self.policy.optimizer.zero_grad()
-            raise ValueError(
-                f"The policy gradient is not finite (norm {grad_norm}, policy_loss {policy_loss}): no step was made. "
-                "Rewards that are too large, or a standard deviation near zero, are the usual reasons"
-            )
+        self._compute_gradient()
         if self.baseline == "value":
+            # What it shares with the actor is not to change, not even the statistics of batch norm
+            self.policy.features_extractor.train(not self.policy.share_features_extractor)
             self.logger.record("train/value_loss", self._fit_value())
+
         self.policy.set_training_mode(False)
         learning_rate = self.lr_schedule(self._current_progress_remaining)
         if self.target_kl is not None:
@@ -280,18 +294,17 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", learning_rate)
-        self.logger.record("train/entropy_loss", entropy_loss)
-        self.logger.record("train/policy_loss", policy_loss)
-        self.logger.record("train/grad_norm", grad_norm)
         self.logger.record("train/approx_kl", approx_kl)
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-        elif isinstance(self.action_space, spaces.Box):
+        if isinstance(self.action_space, spaces.Box):
             stddevs = [distribution.distribution.stddev for distribution in old_distributions]  # type: ignore[union-attr]
             self.logger.record("train/std", th.cat(stddevs).mean().item())
 
     def _compute_advantages(self) -> None:
-        """Fill in the ``advantages`` and the ``returns`` (targets of the critic) of the rollout buffer."""
+        """
+        Fill in the ``advantages`` and the ``returns`` (targets of the critic) of the rollout buffer.
+
+        :raises ValueError: If one of them is not finite in single precision
+        """
         buffer = self.rollout_buffer
         rewards, lengths = buffer.rewards, buffer.lengths
         if self.baseline == "value":
@@ -309,8 +322,13 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self.logger.record("train/advantage_std", advantages.std())
         if self.baseline is not None:
             self.logger.record("train/explained_variance", explained_variance(baseline, targets))
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
+        normalize = self.normalize_advantage and len(advantages) > 1
+        if normalize:
+            advantages = advantages - advantages.mean()
+        # Equal returns differ by rounding, which normalization and Adam would turn into a whole step
+        advantages = np.where(np.abs(advantages) > 1e-9 * np.abs(returns).max(), advantages, 0.0)
+        if normalize:
+            advantages = advantages / (advantages.std(ddof=1) + 1e-8)
         if self.discount_states:
             advantages = advantages * self.gamma ** timesteps(lengths)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -329,8 +347,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         """
         last_values = np.zeros(self.rollout_buffer.n_episodes)
         for i, episode in enumerate(self.rollout_buffer.episodes):
-            if episode.truncated and self.time_limit == "bootstrap":
-                observation, _ = self.policy.obs_to_tensor(episode.terminal_observation)  # type: ignore[arg-type]
+            if episode.terminal_observation is not None:
+                observation, _ = self.policy.obs_to_tensor(episode.terminal_observation)
                 last_values[i] = self._predict_values(observation)[0]
         return last_values
 
@@ -345,6 +363,10 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         return mean + std * values
 
     def _value_scale(self, value_rms: RunningMeanStd) -> tuple[float, float]:
+        """
+        :param value_rms: Statistics of the targets of the critic
+        :return: What to add to, and to multiply the output of the critic with, in the unit of the returns
+        """
         if not self.normalize_value:
             return 0.0, 1.0
         return float(value_rms.mean), float(np.sqrt(value_rms.var + 1e-8))
@@ -359,11 +381,11 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 copy(self.policy.get_distribution(batch.observations)) for batch in self.rollout_buffer.get(self._chunk_size)
             ]
 
-    def _compute_gradient(self) -> tuple[float, float]:
+    def _compute_gradient(self) -> None:
         """
         Leave the gradient of the loss in the parameters of the policy.
 
-        :return: The policy loss, and the mean of the negative entropy over the steps
+        :raises ValueError: If it is not finite; nothing is left in the parameters then
         """
         buffer = self.rollout_buffer
         count = buffer.n_episodes if self.reduction == "episode" else buffer.n_steps
@@ -381,7 +403,17 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             ((policy_loss + self.ent_coef * entropy_loss) / count).backward()
             policy_loss_sum += policy_loss.item()
             entropy_loss_sum += entropy_loss.item()
-        return policy_loss_sum / count, entropy_loss_sum / buffer.n_steps
+        max_grad_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm).item()
+        if not math.isfinite(grad_norm):
+            self.policy.optimizer.zero_grad()
+            raise ValueError(
+                f"The policy gradient is not finite (norm {grad_norm}, policy_loss {policy_loss_sum / count}): no step was "
+                "made. Rewards that are too large, or a standard deviation near zero, are the usual reasons"
+            )
+        self.logger.record("train/policy_loss", policy_loss_sum / count)
+        self.logger.record("train/entropy_loss", entropy_loss_sum / buffer.n_steps)
+        self.logger.record("train/grad_norm", grad_norm)
 
     def _step(self, old_distributions: list[Distribution]) -> float:
         """
@@ -414,10 +446,14 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             approx_kl = 0.0
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.data.copy_(start)
-        self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, 1e-6, 1e3))
+        self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, *LEARNING_RATE_FACTORS))
         return approx_kl
 
     def _approx_kl(self, old_distributions: list[Distribution]) -> float:
+        """
+        :param old_distributions: The policy before the step
+        :return: Mean over the batch of ``KL(old || new)``, in nats; infinite if the new parameters make no distribution
+        """
         try:
             new_distributions = self._distributions()
         except ValueError:  # PyTorch's word for parameters that are not those of a distribution
@@ -470,6 +506,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfREINFORCE:
+        if reset_num_timesteps:  # The schedules start again too
+            self._kl_learning_rate_factor = 1.0
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,

@@ -66,7 +66,7 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     :param n_episodes: Number of episodes per rollout, over all environments; environment ``i`` of ``n_envs`` gives
         ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
-    :param min_steps: Repeat the quota until the rollout has this many steps
+    :param min_steps: Repeat the quota until the rollout has this many steps, before any are discarded
     :param max_episode_steps: Give up on an episode that is longer than this (it would never end)
     :param time_limit: ``"discard"`` leaves out the episodes that a time limit cut off
     :param kwargs: Arguments of ``OnPolicyAlgorithm``
@@ -92,7 +92,9 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         )
         try:
             super().__init__(*args, **kwargs)
-        except AssertionError as error:  # SB3's way of refusing a space
+        except AssertionError as error:  # SB3's way of refusing an action space
+            if "action space" not in str(error):
+                raise
             raise ValueError(str(error)) from error
         self.n_episodes = n_episodes
         self.min_steps = min_steps
@@ -149,8 +151,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _sample_actions(self, obs: VecEnvObs) -> np.ndarray:
         """
-        :param obs: Observations of all environments
-        :return: Actions as the policy samples them, of all environments
+        :param obs: Observations of all environments, shape ``(n_envs, *obs_shape)``, or a dict of them
+        :return: Actions as the policy samples them, shape ``(n_envs, *action_shape)``
         """
         with th.no_grad():
             actions = self.policy.get_distribution(obs_as_tensor(obs, self.device)).get_actions()  # type: ignore[arg-type]
@@ -158,14 +160,40 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _env_actions(self, actions: np.ndarray) -> np.ndarray:
         """
-        :param actions: Actions as the policy samples them
-        :return: Actions that the environments can take
+        :param actions: Actions as the policy samples them, shape ``(n_envs, *action_shape)``
+        :return: Actions that the environments can take, of the same shape
         """
         if not isinstance(self.action_space, spaces.Box):
             return actions
         if self.policy.squash_output:
             return self.policy.unscale_action(actions)
         return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _end_episodes(self, finished: np.ndarray, infos: list[dict[str, Any]], rollout_buffer: EpisodeRolloutBuffer) -> None:
+        """
+        :param finished: Indices of the environments whose last stored step ended an episode
+        :param infos: Infos of that step, of all environments
+        :param rollout_buffer: Buffer to tell
+        """
+        for env_idx in finished:
+            info = infos[env_idx]
+            truncated = bool(info.get("TimeLimit.truncated", False))
+            bootstrap = truncated and self.time_limit == "bootstrap"
+            rollout_buffer.end_episode(Episode(env_idx, truncated, info["terminal_observation"] if bootstrap else None))
+            self._update_info_buffer([info], np.array([True]))
+
+    def _check_episode_lengths(self, lengths: np.ndarray, watched: np.ndarray) -> None:
+        """
+        :param lengths: Steps of the running episode of each environment, shape ``(n_envs,)``
+        :param watched: Indices of the environments whose episodes are waited for
+        :raises ValueError: If one of these is too long
+        """
+        if lengths[watched].max() >= self.max_episode_steps:
+            raise ValueError(
+                f"Environment {watched[lengths[watched].argmax()]} has not finished its episode after "
+                f"max_episode_steps={self.max_episode_steps} steps, and REINFORCE learns from finished episodes. Give it "
+                "a time limit, for example gymnasium.make(env_id, max_episode_steps=1000), or allow for longer episodes"
+            )
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -223,28 +251,21 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             n_steps += 1
 
             finished = watched[dones[watched]]
-            for env_idx in finished:
-                info = infos[env_idx]
-                truncated = bool(info.get("TimeLimit.truncated", False))
-                rollout_buffer.end_episode(Episode(env_idx, truncated, info["terminal_observation"] if truncated else None))
-                self._update_info_buffer([info], np.array([True]))
             if len(finished) > 0:
+                self._end_episodes(finished, infos, rollout_buffer)
                 remaining[finished] -= 1
                 episode_starts[finished] = n_steps
                 watched = np.flatnonzero(remaining)
                 if len(watched) == 0 and rollout_buffer.n_steps >= self.min_steps:
                     break
-                if len(watched) == 0:  # one more round of the quota
+                if self.use_sde:  # Episodes that share their noise would be no baseline for each other
+                    self.policy.reset_noise(env.num_envs)
+                if len(watched) == 0:  # One more round of the quota
                     remaining = quotas.copy()
                     watched = np.arange(env.num_envs)
                     episode_starts[:] = n_steps
                     obs = env.reset()
-            if n_steps - episode_starts[watched].min() >= self.max_episode_steps:
-                raise ValueError(
-                    f"Environment {watched[episode_starts[watched].argmin()]} has not finished its episode after "
-                    f"max_episode_steps={self.max_episode_steps} steps, and REINFORCE learns from finished episodes. Give it "
-                    "a time limit, for example gymnasium.make(env_id, max_episode_steps=1000), or allow for longer episodes"
-                )
+            self._check_episode_lengths(n_steps - episode_starts, watched)
 
         self.logger.record("rollout/episodes", rollout_buffer.n_episodes)
         self.logger.record("rollout/steps", rollout_buffer.n_steps)

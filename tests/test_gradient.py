@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.buffers import Episode
 from sb3_reinforce.returns import RETURNS
 
 SGD = dict(optimizer_class=th.optim.SGD)
@@ -281,6 +282,22 @@ class TestTargetKL:
         model.lr_schedule = lambda _: 1e-2
         model.train()
         assert all(th.equal(p, before[name]) for name, p in model.policy.named_parameters())
+
+    @pytest.mark.parametrize("normalize_advantage", [False, True])
+    def test_equal_returns_make_no_step(self, normalize_advantage):
+        """Eight episodes of 1000 steps with reward 1, whose returns differ by rounding alone."""
+        model = self.step(normalize_advantage=normalize_advantage)
+        model.rollout_buffer.reset()
+        dones = np.arange(1, 8001) % 1000 == 0
+        obs, actions = np.random.default_rng(0).normal(size=(2, 8000, 4))
+        model.rollout_buffer.add(obs, actions[:, :1], np.ones(8000), dones, np.zeros(8000, int))
+        model.rollout_buffer.episodes = [Episode(0, True, None)] * 8
+        model.rollout_buffer.finish()
+        before = parameters(model.policy)
+        model.lr_schedule, factor = lambda _: 1e-2, model._kl_learning_rate_factor
+        model.train()
+        assert all(th.equal(p, before[name]) for name, p in model.policy.named_parameters())
+        assert model._kl_learning_rate_factor == factor
 
     def test_schedule(self):
         model = REINFORCE("MlpPolicy", "InvertedPendulum-v4", seed=0, target_kl=LinearSchedule(0.1, 1e-4, 1.0))
