@@ -31,7 +31,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 
 #: Long steps at first, short ones at the end, so that the final policy is not one long step away from a good one.
-DEFAULT_TARGET_KL = LinearSchedule(0.2, 0.002, 1.0)
+DEFAULT_TARGET_KL = LinearSchedule(0.3, 0.002, 1.0)
 
 #: A step that is still too long after so many halvings is not made at all.
 MAX_HALVINGS = 20
@@ -90,7 +90,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param max_grad_norm: The maximum value for the gradient clipping, ``None`` for no clipping
     :param target_kl: Limit the step by the KL divergence between the policy before and after it, measured on the batch:
         while it is over twice the target, the step is halved, and the learning rate follows the target from update to
-        update. It can be a function of the current progress remaining (default: from 0.2 to 0.002). ``None``: no limit.
+        update. It can be a function of the current progress remaining (default: from 0.3 to 0.002). ``None``: no limit.
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
