@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sb3_reinforce.returns import timesteps
+from sb3_reinforce.returns import episode_starts, timesteps
 
 
 def mean(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def mean(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :return: Baseline of each step, shape ``(n_steps,)``
     """
-    first = returns[np.cumsum(lengths) - lengths]
+    first = returns[episode_starts(lengths)]
     return np.full(len(returns), first.mean())
 
 
@@ -39,7 +39,7 @@ def leave_one_out(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :return: Baseline of each step, shape ``(n_steps,)``
     """
-    first = returns[np.cumsum(lengths) - lengths]
+    first = returns[episode_starts(lengths)]
     return np.repeat((first.sum() - first) / (len(lengths) - 1), lengths)
 
 

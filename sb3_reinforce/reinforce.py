@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
-from sb3_reinforce.returns import RETURNS, generalized_advantage, timesteps
+from sb3_reinforce.returns import RETURNS, episode_starts, generalized_advantage, timesteps
 from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm, check_number
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
@@ -318,7 +318,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             baseline = BASELINES[self.baseline](returns, lengths) if self.baseline else np.zeros_like(returns)
         # With the critic and lambda < 1, the lambda-return takes the place of the Monte-Carlo return
         advantages = (targets if self.gae_lambda < 1 else returns) - baseline
-        self.logger.record("train/return_mean", returns[np.cumsum(lengths) - lengths].mean())
+        self.logger.record("train/return_mean", returns[episode_starts(lengths)].mean())
         self.logger.record("train/advantage_std", advantages.std())
         if self.baseline is not None:
             self.logger.record("train/explained_variance", explained_variance(baseline, targets))

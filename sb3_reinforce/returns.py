@@ -10,6 +10,16 @@ from collections.abc import Callable
 import numpy as np
 
 
+def episode_starts(lengths: np.ndarray) -> np.ndarray:
+    """
+    Index of the first step of each episode: ``lengths=[2, 3]`` gives ``[0, 2]``.
+
+    :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
+    :return: Indices into the steps of the batch, shape ``(n_episodes,)``
+    """
+    return np.cumsum(lengths) - lengths
+
+
 def timesteps(lengths: np.ndarray) -> np.ndarray:
     """
     Index of each step within its episode: ``lengths=[2, 3]`` gives ``[0, 1, 0, 1, 2]``.
@@ -17,8 +27,7 @@ def timesteps(lengths: np.ndarray) -> np.ndarray:
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :return: Time of each step, counted from 0 at the start of its episode, shape ``(n_steps,)``
     """
-    starts = np.cumsum(lengths) - lengths
-    return np.arange(lengths.sum()) - np.repeat(starts, lengths)
+    return np.arange(lengths.sum()) - np.repeat(episode_starts(lengths), lengths)
 
 
 def discounted_cumsum(x: np.ndarray, lengths: np.ndarray, discount: float) -> np.ndarray:
@@ -74,7 +83,7 @@ def episode_return(
     :return: Returns, shape ``(n_steps,)``
     """
     returns = reward_to_go(rewards, lengths, gamma, last_values)
-    return np.repeat(returns[np.cumsum(lengths) - lengths], lengths)
+    return np.repeat(returns[episode_starts(lengths)], lengths)
 
 
 def mean_reward_to_go(
@@ -89,7 +98,7 @@ def mean_reward_to_go(
     :return: Returns, shape ``(n_steps,)``
     """
     returns = reward_to_go(rewards, lengths, gamma, last_values)
-    sums = np.add.reduceat(returns, np.cumsum(lengths) - lengths)
+    sums = np.add.reduceat(returns, episode_starts(lengths))
     return np.repeat(sums / lengths, lengths)
 
 

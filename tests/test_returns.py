@@ -4,6 +4,7 @@ import pytest
 from sb3_reinforce.returns import (
     discounted_cumsum,
     episode_return,
+    episode_starts,
     generalized_advantage,
     mean_reward_to_go,
     reward_to_go,
@@ -20,6 +21,10 @@ def rewards():
 
 def episodes(array):
     return np.split(array, np.cumsum(LENGTHS)[:-1])
+
+
+def test_episode_starts():
+    np.testing.assert_array_equal(episode_starts(np.array([2, 3])), [0, 2])
 
 
 def test_timesteps():
