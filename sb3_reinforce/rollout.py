@@ -122,7 +122,7 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         buffer_class = self.rollout_buffer_class
         if buffer_class is not None and not issubclass(buffer_class, EpisodeRolloutBuffer):
             raise ValueError(f"rollout_buffer_class={buffer_class.__name__} must be an EpisodeRolloutBuffer")
-        action_space = self.action_space
+        action_space = getattr(self, "action_space", None)  # Not without an environment
         if isinstance(action_space, spaces.MultiBinary) and not isinstance(action_space.n, int):
             raise ValueError(f"{action_space} has more than one dimension, which is not supported: flatten it")
 

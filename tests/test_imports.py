@@ -10,7 +10,23 @@ import sb3_reinforce
 PACKAGE = Path(sb3_reinforce.__file__).parent
 
 # A module may only import from those with a lower rank; a new module needs one
-RANKS = {"returns": 0, "baselines": 1, "buffers": 2, "policies": 2, "rollout": 3, "reinforce": 4, "__init__": 5}
+RANKS = {
+    "returns": 0,
+    "baselines": 1,
+    "buffers": 2,
+    "policies": 2,
+    "rollout": 3,
+    "reinforce": 4,
+    "__init__": 5,
+    "zoo.hyperparams": 6,
+    "zoo.hyperparams_opt": 6,
+    "zoo.rendering": 6,
+    "zoo.hub": 6,
+    "zoo.exp_manager": 7,
+    "zoo": 8,
+    "zoo.cli": 9,
+    "__main__": 10,
+}
 
 
 def imported_modules(source):
@@ -27,9 +43,16 @@ def imported_modules(source):
     for name in names:
         package, _, rest = name.partition(".")
         if package == PACKAGE.name:
-            module = rest.split(".")[0]
-            modules.add(module if module in RANKS or "." in rest else "__init__")
+            parts = rest.split(".")
+            prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+            unknown = parts[0] if len(parts) > 1 else "__init__"
+            modules.add(next((prefix for prefix in prefixes if prefix in RANKS), unknown))
     return modules
+
+
+def path_of(module):
+    path = PACKAGE / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def backward_imports(module, source):
@@ -37,12 +60,12 @@ def backward_imports(module, source):
 
 
 def test_every_module_has_a_rank():
-    assert {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")} == set(RANKS)
+    assert set(PACKAGE.rglob("*.py")) == set(map(path_of, RANKS))
 
 
 @pytest.mark.parametrize("module", RANKS)
 def test_no_import_runs_backwards(module):
-    assert backward_imports(module, (PACKAGE / f"{module}.py").read_text()) == set()
+    assert backward_imports(module, path_of(module).read_text()) == set()
 
 
 @pytest.mark.parametrize(
@@ -60,14 +83,34 @@ def test_no_import_runs_backwards(module):
         ("from . import buffers, policies, returns", {"buffers", "policies"}),
         ("def f():\n    from sb3_reinforce.reinforce import REINFORCE", {"reinforce"}),
         ("from sb3_reinforce.unknown import x", {"unknown"}),
+        ("from sb3_reinforce.zoo import register", {"zoo"}),
+        ("from sb3_reinforce.zoo import rendering", {"zoo.rendering"}),
+        ("from sb3_reinforce.zoo.cli import main", {"zoo.cli"}),
     ],
 )
 def test_backward_imports_are_found(source, found):
     assert backward_imports("buffers", source) == found
 
 
-def test_import_is_light():
-    heavy = ["rl_zoo3", "optuna", "matplotlib", "pandas", "scipy.signal"]
-    code = f"import sys, sb3_reinforce; print([name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize(
+    "statement, heavy",
+    [
+        ("from sb3_reinforce import REINFORCE", ["rl_zoo3", "optuna", "matplotlib", "pandas", "scipy.signal"]),
+        ("import sb3_reinforce.zoo.cli", ["torch", "gymnasium", "numpy", "yaml"]),
+    ],
+)
+def test_import_is_light(statement, heavy):
+    code = f"import sys; {statement}; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_names_of_the_package():
+    assert sb3_reinforce.REINFORCE.__module__ == "sb3_reinforce.reinforce"
+    assert {getattr(sb3_reinforce, name).__name__ for name in ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")} == {
+        "ReinforcePolicy",
+        "ReinforceCnnPolicy",
+        "ReinforceMultiInputPolicy",
+    }
+    with pytest.raises(AttributeError, match="has no attribute 'PPO'"):
+        sb3_reinforce.__getattr__("PPO")

@@ -1,0 +1,188 @@
+"""The command ``sb3-reinforce``: RL Zoo's commands, with ``reinforce`` among the algorithms."""
+
+import argparse
+import os
+import runpy
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+from sb3_reinforce import __version__
+from sb3_reinforce.zoo import register, rendering
+
+COMMANDS = {
+    "train": "train an agent, or search for hyperparameters (-optimize)",
+    "enjoy": "watch a trained agent, or evaluate it (--no-render)",
+    "plot_train": "plot the rewards of training",
+    "all_plots": "plot and tabulate the evaluations of several runs",
+    "plot_from_file": "plot what all_plots has saved (-o)",
+    "record_video": "record a video of a trained agent",
+    "record_training": "record a video of the agent as it was at its checkpoints",
+    "benchmark": "evaluate the trained agents of a log folder",
+    "push_to_hub": "upload a trained agent to the Hugging Face Hub",
+    "load_from_hub": "download a trained agent from the Hugging Face Hub",
+}
+
+#: Commands that show, or film, what an agent does
+RENDERING = ("enjoy", "record_video", "record_training", "push_to_hub")
+
+#: The processes that RL Zoo's commands start, and our commands that take their place
+CHILDREN = {("python", "enjoy.py"): "enjoy", ("python", "-m", "rl_zoo3.record_video"): "record_video"}
+
+#: Packages whose errors are about what the user has asked for
+ANSWERING = ("gymnasium", "huggingface_hub", "huggingface_sb3", "rl_zoo3", "sb3_reinforce", "stable_baselines3")
+
+#: Arguments that RL Zoo's commands cannot do without
+REQUIRED = {"all_plots": ("algos", "env", "exp_folders"), "plot_from_file": ("input",)}
+
+
+def argument_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """
+    Takes the place of ``ArgumentParser.error``, which prints all the arguments of the command first.
+
+    :param parser: Parser of the command
+    :param message: What is wrong
+    """
+    parser.exit(2, f"{sys.argv[0]}: error: {message}\n")
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """
+    Takes the place of ``ArgumentParser.parse_args``, to check what RL Zoo does not check, or not in words for a user.
+
+    :param parser: Parser of the command
+    :return: Its arguments
+    """
+    parser.prog = sys.argv[0]
+    try:
+        args, unknown = parser.parse_known_args()
+    except (NameError, SyntaxError) as error:  # RL Zoo evaluates values
+        parser.error(f"a value is not Python ({error}). Strings need quotes: returns:\"'episode'\"")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    command = sys.argv[0].split()[-1]
+    for name in REQUIRED.get(command, ()):
+        if getattr(args, name) is None:
+            parser.error(f"--{name.replace('_', '-')} is required")
+    for folder in getattr(args, "exp_folders", ()):
+        if not os.path.isdir(folder):
+            parser.error(f"--exp-folders {folder} must be a folder")
+    trained_agent = getattr(args, "trained_agent", "")
+    if trained_agent and not (trained_agent.endswith(".zip") and os.path.isfile(trained_agent)):
+        parser.error(f"--trained-agent {trained_agent} must be the path of a .zip file")
+    if command == "enjoy" and not args.no_render and not rendering.has_display():
+        print("No display: the environment is not rendered. sb3-reinforce record_video makes a video")
+        args.no_render = True
+    elif command in RENDERING and not rendering.can_render(str(args.env)):
+        packages = " or ".join(rendering.BACKENDS.values())
+        parser.exit(1, f"{parser.prog}: error: pictures of {args.env} need a display, or the system package {packages}\n")
+    return args
+
+
+def call_child(command: Sequence[str], *args: Any, **kwargs: Any) -> int:
+    """
+    :return: ``subprocess.call``, but of our command where RL Zoo asks for its own
+    """
+    for prefix, ours in CHILDREN.items():
+        if tuple(command[: len(prefix)]) == prefix:
+            command = [sys.executable, "-m", "sb3_reinforce", ours, *command[len(prefix) :]]
+    with subprocess.Popen(command, *args, **kwargs) as process:
+        return process.wait()
+
+
+def run_script(command: str) -> None:
+    """
+    Run a module of RL Zoo that is a script, and see to it that a failure does not look like a success.
+
+    :param command: Name of the module
+    """
+    with rendering.ffmpeg_on_path(), mock.patch("subprocess.call", call_child):
+        results = runpy.run_module(f"rl_zoo3.{command}", run_name="__main__")
+    if command == "benchmark" and not results["results"]["algo"]:
+        raise ValueError(f"no trained agent of {results['args'].log_dir} could be evaluated")
+    if command == "record_training" and not os.path.isfile(results["final_video_path"]):
+        raise ValueError(f"ffmpeg could not make {results['final_video_path']}")
+
+
+def run(command: str) -> None:
+    """
+    :param command: Command to run, with the arguments that are left in ``sys.argv``
+    """
+    if command in RENDERING and not {"-h", "--help"} & set(sys.argv):
+        rendering.choose_mujoco_backend()
+    register()
+    if command == "train":
+        from rl_zoo3 import train
+
+        from sb3_reinforce.zoo.exp_manager import ExperimentManager
+
+        with mock.patch.object(train, "ExperimentManager", ExperimentManager):
+            train.train()
+    elif command.endswith("_plots") or command.startswith("plot_"):
+        from rl_zoo3 import plots
+
+        show_or_save = (
+            nullcontext() if rendering.has_display() else mock.patch("matplotlib.pyplot.show", rendering.save_figures)
+        )
+        with show_or_save:
+            getattr(plots, command)()
+    else:
+        from sb3_reinforce.zoo import hub
+
+        hub.adapt()
+        if command == "enjoy":
+            from rl_zoo3.enjoy import enjoy
+
+            enjoy()
+        else:
+            run_script(command)
+
+
+def is_answer_to_input(error: BaseException) -> bool:
+    """
+    :param error: What ended a command
+    :return: Whether a check in one of the packages that a command calls raised it, in words for the user. Any other
+        code can be code that the user wants to debug.
+    """
+    folders = [str(Path(find_spec(package).origin).parent) + os.sep for package in ANSWERING]  # type: ignore[union-attr, arg-type]
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    return bool(str(error)) and origin.startswith(tuple(folders))
+
+
+def main() -> None:
+    """
+    ``sb3-reinforce COMMAND [ARGUMENTS]``
+
+    The exit status is 2 for arguments that cannot be, 1 for another error.
+    """
+    parser = argparse.ArgumentParser(
+        prog="sb3-reinforce",
+        usage="%(prog)s COMMAND [ARGUMENTS]",
+        description="RL Zoo's commands, with reinforce among the algorithms. COMMAND --help lists the arguments of one.\n\n"
+        + "\n".join(f"  {name:<16} {text}" for name, text in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    command = parser.parse_args(sys.argv[1:2]).command
+    if command is None:
+        parser.print_help()
+        return
+    sys.argv = [f"sb3-reinforce {command}", *sys.argv[2:]]
+    with mock.patch.multiple(argparse.ArgumentParser, error=argument_error, parse_args=parse_args):
+        try:
+            run(command)
+        except Exception as error:
+            if not is_answer_to_input(error):
+                raise
+            sys.exit(f"{sys.argv[0]}: error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+from rl_zoo3 import exp_manager
+from rl_zoo3.utils import ALGOS, linear_schedule
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import Schedule
+from yaml import YAMLError
+
+from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
+from sb3_reinforce.zoo.hyperparams_opt import target_kl_schedule
+
+#: What an entry can hold besides the arguments of the algorithm
+ZOO_KEYS = {
+    "callback",
+    "env_kwargs",
+    "env_wrapper",
+    "frame_stack",
+    "monitor_kwargs",
+    "n_envs",
+    "n_timesteps",
+    "noise_std",
+    "noise_type",
+    "normalize",
+    "vec_env_wrapper",
+}
+
+#: Arguments of the algorithm that have an option of the command line, or none
+NOT_IN_AN_ENTRY = {"_init_setup_model", "device", "env", "seed", "tensorboard_log", "verbose"}
+
+#: Where RL Zoo takes ``lin_0.1``
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
+
+#: Those of REINFORCE that RL Zoo does not know
+REINFORCE_SCHEDULES: dict[str, Callable[[float], Schedule]] = {
+    "target_kl": target_kl_schedule,
+    "value_learning_rate": linear_schedule,
+}
+
+
+def check_keys(given: Collection[str], allowed: Collection[str], what: str) -> None:
+    """
+    :param given: Keys to check
+    :param allowed: Keys that can be
+    :param what: What the keys are, for the message
+    :raises ValueError: If a key is not allowed; names the closest one that is
+    """
+    for key in sorted(given, key=str):
+        if key not in allowed:
+            closest = difflib.get_close_matches(str(key), sorted(allowed), n=1, cutoff=0.0)
+            raise ValueError(f"{key!r} is not {what}, did you mean {closest[0]!r}?")
+
+
+class ExperimentManager(exp_manager.ExperimentManager):
+    """
+    RL Zoo's experiment manager, with two differences: it finds the hyperparameters that come with this package, and it
+    checks them before an environment is created.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        env_id = self.env_name.gym_id
+        if kwargs.get("config") is None and (self.algo == "reinforce" or env_id in read_hyperparams(self.algo)):
+            self.config = str(FOLDER / f"{self.algo}.yml")
+            if self.algo != "reinforce":
+                print(f"{env_id} has no entry of its own in RL Zoo: its tuned settings for an earlier version are used")
+        if self.trial_id is not None:
+            self._load_trial_zero()
+
+    def _load_trial_zero(self) -> None:
+        """
+        :raises ValueError: If there is no such trial
+        """
+        if self.storage is None or self.study_name is None:
+            raise ValueError(f"--trial-id {self.trial_id} needs --storage and --study-name, to know where to look")
+        try:
+            hyperparams = self.load_trial(self.storage, self.study_name, self.trial_id)
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"No trial {self.trial_id} in the study {self.study_name!r} of the storage {self.storage!r}"
+            ) from error
+        if self.trial_id == 0:  # RL Zoo takes it for none
+            self.custom_hyperparams = {**hyperparams, **(self.custom_hyperparams or {})}
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        try:
+            return super().read_hyperparameters()
+        except (AttributeError, ImportError, KeyError, OSError, YAMLError) as error:
+            raise ValueError(
+                f"--conf-file {self.config} must be a .yml file, or a .py file or module with a dictionary "
+                f"'hyperparams', of one dictionary per environment ({error!r})"
+            ) from error
+
+    def _preprocess_hyperparams(
+        self, hyperparams: dict[str, Any]
+    ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
+        arguments = inspect.signature(ALGOS[self.algo]).parameters.keys() - NOT_IN_AN_ENTRY
+        check_keys(hyperparams, arguments | ZOO_KEYS, f"a hyperparameter of {self.algo}")
+        for key in ("policy", "n_timesteps"):
+            if key not in hyperparams:
+                raise ValueError(f"{key!r} is missing from the hyperparameters of {self.env_name.gym_id} in {self.config}")
+        known = [*SCHEDULES, *(REINFORCE_SCHEDULES if self.algo == "reinforce" else ())]
+        for key, value in hyperparams.items():
+            if isinstance(value, str) and (key in known or value.startswith("lin_")):
+                if key not in known:
+                    raise ValueError(f"{key}={value!r} must be a number: it takes no schedule, as {', '.join(known)} do")
+                if not re.fullmatch(r"lin_[0-9.]+(e[+-]?[0-9]+)?", value):
+                    raise ValueError(f"{key}={value!r} must be a number, or 'lin_' and the number where it starts to fall")
+                if key in REINFORCE_SCHEDULES:
+                    hyperparams[key] = REINFORCE_SCHEDULES[key](float(value.removeprefix("lin_")))
+        preprocessed = super()._preprocess_hyperparams(hyperparams)
+        if self.algo == "reinforce":
+            self._check_reinforce(preprocessed[0])
+        return preprocessed
+
+    @staticmethod
+    def _check_reinforce(hyperparams: dict[str, Any]) -> None:
+        model = REINFORCE(env=None, _init_setup_model=False, **hyperparams)  # type: ignore[arg-type]
+        model._check_arguments()
+        # A policy hands on to its base what it does not take itself
+        allowed = {name for policy in model.policy_class.__mro__ for name in inspect.signature(policy).parameters}
+        check_keys(model.policy_kwargs, allowed, f"an argument of {model.policy_class.__name__}")

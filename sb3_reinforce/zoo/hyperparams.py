@@ -1,0 +1,27 @@
+"""
+The hyperparameters that come with the package, one file per algorithm.
+
+As a module it is a configuration of RL Zoo: ``python -m rl_zoo3.train --algo reinforce -conf sb3_reinforce.zoo.hyperparams``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PACKAGE = Path(__file__).parents[1]
+
+#: Part of an installed package; beside the package in a checkout
+FOLDER = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
+
+
+def read_hyperparams(algo: str) -> dict[str, Any]:
+    """
+    :param algo: Name of an algorithm, as on the command line
+    :return: Its hyperparameters, one entry per environment; empty if there is no file for it
+    """
+    path = FOLDER / f"{algo}.yml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+hyperparams = read_hyperparams("reinforce")

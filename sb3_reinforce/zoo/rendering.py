@@ -1,0 +1,71 @@
+"""Pictures and videos on a machine without a display."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+#: Backends of MuJoCo's renderer, in order of preference, and the Debian packages that they need
+BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}
+
+
+def has_display() -> bool:
+    """
+    :return: Whether a window can be opened
+    """
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def choose_mujoco_backend() -> None:
+    """Without a display, set ``MUJOCO_GL`` to the first backend that works here, if the user has not set it."""
+    if has_display() or os.environ.get("MUJOCO_GL"):
+        return
+    for backend in BACKENDS:
+        # In a process of its own: MuJoCo chooses once, when it is imported, and a missing library can abort
+        command = [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"]
+        if subprocess.run(command, env={**os.environ, "MUJOCO_GL": backend}, capture_output=True).returncode == 0:
+            os.environ["MUJOCO_GL"] = backend
+            return
+
+
+def can_render(env_id: str) -> bool:
+    """
+    :param env_id: Environment id
+    :return: Whether its pictures can be made here, as far as is known after :func:`choose_mujoco_backend`
+    """
+    import gymnasium as gym
+
+    is_mujoco = env_id in gym.registry and "mujoco" in str(gym.registry[env_id].entry_point)
+    return not is_mujoco or has_display() or bool(os.environ.get("MUJOCO_GL"))
+
+
+@contextmanager
+def ffmpeg_on_path() -> Iterator[None]:
+    """RL Zoo calls ``ffmpeg``: where there is none, let it find the one that comes with imageio."""
+    if shutil.which("ffmpeg") is not None:
+        yield
+        return
+    import imageio_ffmpeg
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.symlink(imageio_ffmpeg.get_ffmpeg_exe(), Path(folder) / "ffmpeg")
+        with mock.patch.dict(os.environ, PATH=f"{os.environ['PATH']}{os.pathsep}{folder}"):
+            yield
+
+
+def save_figures() -> None:
+    """Save all figures in the working folder as PNG: without a display, in the place of ``matplotlib.pyplot.show``."""
+    from matplotlib import pyplot as plt
+
+    for number in plt.get_fignums():
+        figure = plt.figure(number)
+        path = Path(re.sub(r"\W+", "_", str(figure.get_label()) or f"figure_{number}") + ".png")
+        figure.savefig(path)
+        print(f"No display: saved {path}")
+    plt.close("all")
