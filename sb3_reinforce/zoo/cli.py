@@ -36,7 +36,17 @@ RENDERING = ("enjoy", "record_video", "record_training", "push_to_hub")
 CHILDREN = {("python", "enjoy.py"): "enjoy", ("python", "-m", "rl_zoo3.record_video"): "record_video"}
 
 #: Packages whose errors are about what the user has asked for
-ANSWERING = ("gymnasium", "huggingface_hub", "huggingface_sb3", "rl_zoo3", "sb3_reinforce", "stable_baselines3")
+ANSWERING = (
+    "gymnasium",
+    "httpx2",
+    "huggingface_hub",
+    "huggingface_sb3",
+    "optuna",
+    "rl_zoo3",
+    "sb3_reinforce",
+    "sqlalchemy",
+    "stable_baselines3",
+)
 
 #: Arguments that RL Zoo's commands cannot do without
 REQUIRED = {"all_plots": ("algos", "env", "exp_folders"), "plot_from_file": ("input",)}
@@ -76,6 +86,10 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     trained_agent = getattr(args, "trained_agent", "")
     if trained_agent and not (trained_agent.endswith(".zip") and os.path.isfile(trained_agent)):
         parser.error(f"--trained-agent {trained_agent} must be the path of a .zip file")
+    if command == "record_training":
+        root = Path(args.folder, args.algo)
+        if not [*root.glob("*.zip"), *root.glob(f"{args.env}_*/*.zip")]:
+            parser.error(f"no model of {args.algo} for {args.env} in --folder {args.folder}")
     if command == "enjoy" and not args.no_render and not rendering.has_display():
         print("No display: the environment is not rendered. sb3-reinforce record_video makes a video")
         args.no_render = True
@@ -150,16 +164,15 @@ def is_answer_to_input(error: BaseException) -> bool:
     :return: Whether a check in one of the packages that a command calls raised it, in words for the user. Any other
         code can be code that the user wants to debug.
     """
-    folders = [str(Path(find_spec(package).origin).parent) + os.sep for package in ANSWERING]  # type: ignore[union-attr, arg-type]
+    specs = filter(None, map(find_spec, ANSWERING))
+    folders = [folder + os.sep for spec in specs for folder in spec.submodule_search_locations or ()]
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
     return bool(str(error)) and origin.startswith(tuple(folders))
 
 
-def main() -> None:
+def choose_command() -> str | None:
     """
-    ``sb3-reinforce COMMAND [ARGUMENTS]``
-
-    The exit status is 2 for arguments that cannot be, 1 for another error.
+    :return: The command, which is the first argument
     """
     parser = argparse.ArgumentParser(
         prog="sb3-reinforce",
@@ -173,11 +186,24 @@ def main() -> None:
     command = parser.parse_args(sys.argv[1:2]).command
     if command is None:
         parser.print_help()
-        return
-    sys.argv = [f"sb3-reinforce {command}", *sys.argv[2:]]
-    with mock.patch.multiple(argparse.ArgumentParser, error=argument_error, parse_args=parse_args):
+    return command
+
+
+def main() -> None:
+    """
+    ``sb3-reinforce COMMAND [ARGUMENTS]``
+
+    The exit status is 2 for arguments that cannot be, 1 for another error.
+    """
+    sys.argv[0] = "sb3-reinforce"
+    with mock.patch.object(argparse.ArgumentParser, "error", argument_error):
+        command = choose_command()
+        if command is None:
+            return
+        sys.argv = [f"sb3-reinforce {command}", *sys.argv[2:]]
         try:
-            run(command)
+            with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args):
+                run(command)
         except Exception as error:
             if not is_answer_to_input(error):
                 raise

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
+import optuna
 from rl_zoo3 import exp_manager
 from rl_zoo3.utils import ALGOS, linear_schedule
 from stable_baselines3.common.callbacks import BaseCallback
@@ -78,6 +79,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.storage is None or self.study_name is None:
             raise ValueError(f"--trial-id {self.trial_id} needs --storage and --study-name, to know where to look")
         try:
+            if self.trial_id < 0:  # type: ignore[operator]
+                raise IndexError(self.trial_id)
             hyperparams = self.load_trial(self.storage, self.study_name, self.trial_id)
         except (KeyError, IndexError) as error:
             raise ValueError(
@@ -94,6 +97,13 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 f"--conf-file {self.config} must be a .yml file, or a .py file or module with a dictionary "
                 f"'hyperparams', of one dictionary per environment ({error!r})"
             ) from error
+
+    def objective(self, trial: optuna.Trial) -> float:
+        try:
+            return super().objective(trial)
+        except ValueError as error:  # What was sampled does not go with what was given
+            print(error)
+            raise optuna.TrialPruned from error
 
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]

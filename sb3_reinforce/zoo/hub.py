@@ -1,12 +1,13 @@
 """What RL Zoo's commands for the Hugging Face Hub need to work with the current libraries of the hub."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import huggingface_sb3
 from huggingface_hub import repocard
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from requests.exceptions import HTTPError
 
 # The package has a function of the same name
@@ -25,13 +26,15 @@ def generate_metadata(*args: Any) -> dict[str, Any]:
 
 def metadata_save(path: Path, metadata: dict[str, Any]) -> None:
     """
-    Add the metadata to a model card. RL Zoo's own commands, which it names, do not know REINFORCE.
+    Add the metadata to a model card. RL Zoo's own commands, which it names, do not know REINFORCE, and what it says to
+    those who installed RL Zoo alone would be wrong.
 
     :param path: The card
     :param metadata: Result of :func:`generate_metadata`
     """
     if metadata["model-index"][0]["name"] == "REINFORCE":
         card = path.read_text(encoding="utf-8")
+        card = re.sub(r"If you installed the RL Zoo3 via pip .*?```\n\n", "", card, flags=re.DOTALL)
         card = card.replace("python -m rl_zoo3.", "sb3-reinforce ")
         card = card.replace("pip install rl_zoo3", "pip install -e .  # in a checkout of sb3_reinforce")
         path.write_text(card, encoding="utf-8")
@@ -45,7 +48,7 @@ def load_from_hub(repo_id: str, filename: str) -> str:
     """
     try:
         return upstream_load_from_hub(repo_id, filename)
-    except EntryNotFoundError as error:
+    except RemoteEntryNotFoundError as error:  # Not that of a hub that cannot be reached
         raise HTTPError(str(error)) from error
 
 
