@@ -86,6 +86,11 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     trained_agent = getattr(args, "trained_agent", "")
     if trained_agent and not (trained_agent.endswith(".zip") and os.path.isfile(trained_agent)):
         parser.error(f"--trained-agent {trained_agent} must be the path of a .zip file")
+    for package in getattr(args, "gym_packages", ()):
+        if not find_spec(package):
+            parser.error(f"--gym-packages {package}: there is no such module")
+    if command == "benchmark":  # RL Zoo makes it with the first evaluation
+        os.makedirs(args.benchmark_dir, exist_ok=True)
     if command == "record_training":
         root = Path(args.folder, args.algo)
         if not [*root.glob("*.zip"), *root.glob(f"{args.env}_*/*.zip")]:
@@ -144,8 +149,13 @@ def run(command: str) -> None:
         show_or_save = (
             nullcontext() if rendering.has_display() else mock.patch("matplotlib.pyplot.show", rendering.save_figures)
         )
-        with show_or_save:
-            getattr(plots, command)()
+        try:
+            with show_or_save:
+                getattr(plots, command)()
+        except ValueError as error:
+            if "empty sequence" in str(error):
+                raise ValueError("two runs or more of each algorithm and environment are needed") from error
+            raise
     else:
         from sb3_reinforce.zoo import hub
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from yaml import YAMLError
 
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.rollout import check_number
 from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
 from sb3_reinforce.zoo.hyperparams_opt import target_kl_schedule
 
@@ -92,7 +93,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:
             return super().read_hyperparameters()
-        except (AttributeError, ImportError, KeyError, OSError, YAMLError) as error:
+        except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, YAMLError) as error:
             raise ValueError(
                 f"--conf-file {self.config} must be a .yml file, or a .py file or module with a dictionary "
                 f"'hyperparams', of one dictionary per environment ({error!r})"
@@ -122,7 +123,11 @@ class ExperimentManager(exp_manager.ExperimentManager):
                     raise ValueError(f"{key}={value!r} must be a number, or 'lin_' and the number where it starts to fall")
                 if key in REINFORCE_SCHEDULES:
                     hyperparams[key] = REINFORCE_SCHEDULES[key](float(value.removeprefix("lin_")))
-        preprocessed = super()._preprocess_hyperparams(hyperparams)
+        check_number("n_envs", hyperparams.get("n_envs", 1), 1, integer=True)
+        try:
+            preprocessed = super()._preprocess_hyperparams(hyperparams)
+        except (AttributeError, ImportError, NameError, SyntaxError) as error:
+            raise ValueError(f"A hyperparameter of {self.env_name.gym_id} cannot be evaluated: {error}") from error
         if self.algo == "reinforce":
             self._check_reinforce(preprocessed[0])
         return preprocessed

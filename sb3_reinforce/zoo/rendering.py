@@ -66,6 +66,6 @@ def save_figures() -> None:
     for number in plt.get_fignums():
         figure = plt.figure(number)
         path = Path(re.sub(r"\W+", "_", str(figure.get_label()) or f"figure_{number}") + ".png")
-        figure.savefig(path)
+        figure.savefig(path, bbox_inches="tight")
         print(f"No display: saved {path}")
     plt.close("all")

@@ -1,0 +1,489 @@
+"""The commands of ``sb3-reinforce``, as they are started from a shell on a machine without a display."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch as th
+import yaml
+from PIL import Image
+
+import sb3_reinforce
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
+
+ENV_ID = "InvertedPendulum-v4"
+AGENT = ("--algo", "reinforce", "--env", ENV_ID)
+TRAIN = ("train", *AGENT, "--eval-freq", "-1")
+RUN = f"reinforce/{ENV_ID}_1"
+BUDGET = ("-n", "200", "--eval-freq", "100", "--eval-episodes", "5")
+COMMANDS = [
+    "train",
+    "enjoy",
+    "plot_train",
+    "all_plots",
+    "plot_from_file",
+    "record_video",
+    "record_training",
+    "benchmark",
+    "push_to_hub",
+    "load_from_hub",
+]
+HIDDEN = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "TRUST_REMOTE_CODE", "WANDB_")
+ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(HIDDEN)} | {"OMP_NUM_THREADS": "1"}
+
+
+def run(folder, *arguments, program=("-m", "sb3_reinforce"), **variables):
+    """:return: Exit status, and what the command has printed to either stream"""
+    command = [sys.executable, *program, *map(str, arguments)]
+    environ = ENVIRON | variables
+    process = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    return process.returncode, process.stdout, process.stderr
+
+
+def succeed(*args, **kwargs):
+    """:return: What the command has printed"""
+    status, output, errors = run(*args, **kwargs)
+    assert status == 0, errors
+    assert "Traceback" not in errors
+    return output
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def monitored(path):
+    """:return: Rewards and lengths of the episodes"""
+    rewards, lengths = np.loadtxt(path, delimiter=",", skiprows=2, usecols=(0, 1), ndmin=2).T
+    return list(rewards), list(lengths)
+
+
+def policy(path):
+    return REINFORCE.load(path).get_parameters()["policy"]
+
+
+def frames(path):
+    """:return: The frames of a video"""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    process = subprocess.run(command, capture_output=True, check=True)
+    return np.frombuffer(process.stdout, np.uint8).reshape(-1, 480, 480, 3)
+
+
+def shows_cart_and_pole(frame):
+    red, green, blue = np.moveaxis(frame.astype(int), -1, 0)
+    cart = (red > blue + 50) & (green > blue + 50)
+    pole = (green > red + 30) & (blue > red + 30)
+    return cart.sum() > 2000 and pole.sum() > 2000
+
+
+def saved_figures(output):
+    """:return: Names of the pictures that were saved instead of shown"""
+    return re.findall(r"^No display: saved (.+)$", output, flags=re.MULTILINE)
+
+
+def read_picture(path):
+    return np.asarray(Image.open(path).convert("RGB"), dtype=int)
+
+
+def has_curve(path):
+    """What is in a colour is what was measured."""
+    return (np.ptp(read_picture(path), axis=-1) > 50).sum() > 100
+
+
+def is_whole(path):
+    """Nothing reaches the edge."""
+    pixels = read_picture(path)
+    edge = np.concatenate([pixels[[0, -1]].reshape(-1, 3), pixels[:, [0, -1]].reshape(-1, 3)])
+    return (edge == edge[0]).all()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs, the second of which continues the first, but cannot change its policy; and what they have printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    train = ("train", *AGENT, *BUDGET)
+    first = succeed(folder, *train, "--seed", "1", "--save-freq", "100", "-P", "-tb", "tb")
+    agent = f"logs/{RUN}/{ENV_ID}.zip"
+    second = succeed(folder, *train, "--seed", "2", "--trained-agent", agent, "-params", "learning_rate:0.0")
+    return folder, first, second
+
+
+# === The program ===
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_help(tmp_path, arguments):
+    output = succeed(tmp_path, *arguments)
+    assert re.findall(r"^  (\w+) +\w.*$", output, flags=re.MULTILINE) == COMMANDS
+
+
+def test_help_of_a_command(tmp_path):
+    output = succeed(tmp_path, "all_plots", "--help")
+    assert output.startswith("usage: sb3-reinforce all_plots [-h]")
+    assert "--print-n-trials" in output
+
+
+def test_version(tmp_path):
+    assert succeed(tmp_path, "--version") == f"{sb3_reinforce.__version__}\n"
+
+
+def test_unknown_command(tmp_path):
+    status, _, errors = run(tmp_path, "tarin")
+    assert status == 2
+    assert re.fullmatch(r"sb3-reinforce: error: .*'tarin'.*'train'.*\n", errors), errors
+
+
+def test_console_script(tmp_path):
+    script = shutil.which("sb3-reinforce", path=Path(sys.executable).parent)
+    assert script is not None
+    process = subprocess.run([script, "--help"], cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, check=True)
+    assert process.stdout == succeed(tmp_path, "--help")
+
+
+# === train ===
+
+
+def test_train(runs):
+    folder, output, _ = runs
+    assert f"Loading hyperparameters from: {FOLDER / 'reinforce.yml'}\n" in output
+    # The progress bar
+    assert re.search(r"100% .* \d+/200 ", output)
+    run = folder / "logs" / RUN
+    checkpoints = {f"rl_model_{n}_steps.zip" for n in (100, 200)}
+    settings = {f"{ENV_ID}/{name}" for name in ("config.yml", "args.yml", "command.txt")}
+    expected = {"0.monitor.csv", "best_model.zip", "evaluations.npz", f"{ENV_ID}.zip"} | checkpoints | settings
+    # The last rollout goes beyond the budget
+    assert {name for name in files(run) if not re.fullmatch(r"rl_model_[3-9]00_steps.zip", name)} == expected
+
+    assert yaml.unsafe_load((run / ENV_ID / "config.yml").read_text()) == read_hyperparams("reinforce")[ENV_ID]
+    arguments = yaml.unsafe_load((run / ENV_ID / "args.yml").read_text())
+    assert (arguments["algo"], arguments["env"], arguments["seed"]) == ("reinforce", ENV_ID, 1)
+    assert f" -m sb3_reinforce train {' '.join((*AGENT, *BUDGET))} " in (run / ENV_ID / "command.txt").read_text()
+
+    model = REINFORCE.load(run / f"{ENV_ID}.zip")
+    assert 200 <= model.num_timesteps == sum(monitored(run / "0.monitor.csv")[1])
+    assert REINFORCE.load(run / "rl_model_100_steps.zip").num_timesteps == 100
+    evaluations = np.load(run / "evaluations.npz")
+    assert list(evaluations["timesteps"][:2]) == [100, 200]
+    assert evaluations["results"].shape[1] == 5
+    best = evaluations["timesteps"][evaluations["results"].mean(axis=1).argmax()]
+    assert REINFORCE.load(run / "best_model.zip").num_timesteps == best
+
+    (events,) = (folder / "tb" / ENV_ID / "REINFORCE_1").iterdir()
+    assert b"rollout/ep_rew_mean" in events.read_bytes()
+
+
+def test_continue(runs):
+    """The parameters are those of the agent that was loaded: with another seed, and a learning rate of zero."""
+    folder, _, output = runs
+    assert "Loading pretrained agent\n" in output
+    first, second = (folder / f"logs/reinforce/{ENV_ID}_{n}/{ENV_ID}.zip" for n in (1, 2))
+    assert REINFORCE.load(second)._n_updates > REINFORCE.load(first)._n_updates
+    parameters = policy(second)
+    assert all(th.equal(tensor, parameters[name]) for name, tensor in policy(first).items())
+    # The seed is not the same
+    assert monitored(first.parent / "0.monitor.csv") != monitored(second.parent / "0.monitor.csv")
+
+
+PROCESSES = """
+from multiprocessing import current_process
+from pathlib import Path
+
+import gymnasium as gym
+
+
+class Processes(gym.Wrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        Path(f"{current_process().name}.process").touch()
+"""
+
+SCHEDULES = """
+import json
+import sys
+
+from stable_baselines3.common.utils import FloatSchedule
+
+from sb3_reinforce import REINFORCE
+
+model = REINFORCE.load(sys.argv[1])
+names = ("learning_rate", "target_kl", "value_learning_rate")
+print(json.dumps({name: [FloatSchedule(getattr(model, name))(progress) for progress in (1, 0.5, 0)] for name in names}))
+"""
+
+
+def test_hyperparams_and_subprocesses(tmp_path):
+    (tmp_path / "processes.py").write_text(PROCESSES)
+    hyperparams = ["n_envs:2", "n_episodes:3", "baseline:'value'", "policy_kwargs:dict(net_arch=[8])"]
+    hyperparams += ["learning_rate:'lin_0.02'", "target_kl:'lin_0.1'", "value_learning_rate:'lin_1e-3'"]
+    hyperparams += ["env_wrapper:'processes.Processes'", "policy:'sb3_reinforce.MlpPolicy'"]
+    options = ["--vec-env", "subproc", "--uuid", "--log-interval", "2", "--device", "cpu", "--num-threads", "1"]
+    output = succeed(tmp_path, *TRAIN, "-n", "80", "--verbose", "2", *options, "-params", *hyperparams)
+    assert "Setting torch.num_threads to 1\n" in output
+    assert "Using cpu device\n" in output
+    assert set(re.findall(r"\| +iterations +\| (\d+)", output)) >= {"2"}
+    assert not re.search(r"\| +iterations +\| 1 ", output)
+    # The processes of the environments do not run the command again
+    assert output.count("Log path: ") == 1
+    processes = {path.stem for path in tmp_path.glob("*.process")}
+    assert len(processes - {"MainProcess"}) == len(processes) == 2
+    (folder,) = (tmp_path / "logs" / "reinforce").iterdir()
+    assert re.fullmatch(rf"{ENV_ID}_1_[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}", folder.name)
+    assert {"0.monitor.csv", "1.monitor.csv"} < files(folder)
+
+    # In another process, since the model needs RL Zoo's classes, and RL Zoo changes Gymnasium
+    agent = folder / f"{ENV_ID}.zip"
+    assert json.loads(succeed(tmp_path, agent, program=("-c", SCHEDULES))) == {
+        "learning_rate": [0.02, 0.01, 0.0],
+        "target_kl": pytest.approx([0.1, 0.0505, 0.001]),
+        "value_learning_rate": [1e-3, 5e-4, 0.0],
+    }
+    constant = dict.fromkeys(("learning_rate", "lr_schedule", "target_kl", "value_learning_rate"), 0.1)
+    model = REINFORCE.load(agent, custom_objects=constant)
+    assert (model.n_envs, model.n_episodes, model.baseline) == (2, 3, "value")
+    assert model.policy.mlp_extractor.latent_dim_pi == 8
+
+
+def test_conf_file_and_seed(tmp_path):
+    """The same settings from three kinds of files, and the same seed: the same episodes, of normalized observations."""
+    hyperparams = {ENV_ID: {"n_timesteps": 40.0, "policy": "MlpPolicy", "n_episodes": 2, "normalize": True}}
+    (tmp_path / "settings.yml").write_text(yaml.dump(hyperparams))
+    (tmp_path / "settings.py").write_text(f"hyperparams = {hyperparams}")
+    episodes = []
+    for i, config in enumerate(("settings.yml", "settings.py", "settings"), start=1):
+        output = succeed(tmp_path, *TRAIN, "--conf-file", config, "--seed", "3", "--save-freq", "20")
+        assert f"Loading hyperparameters from: {config}\n" in output
+        folder = tmp_path / f"logs/reinforce/{ENV_ID}_{i}"
+        assert f"{ENV_ID}/vecnormalize.pkl" in files(folder)
+        model = REINFORCE.load(folder / f"{ENV_ID}.zip")
+        assert (model.n_episodes, model._total_timesteps) == (2, 40)
+        episodes.append(monitored(folder / "0.monitor.csv"))
+    assert episodes[0] == episodes[1] == episodes[2]
+
+    output = succeed(tmp_path, "enjoy", *AGENT, "-f", "logs", "--load-last-checkpoint", "--no-render", "-n", "100")
+    last = model.num_timesteps // 20 * 20
+    assert "Loading latest experiment, id=3\n" in output
+    assert f"Loading logs/reinforce/{ENV_ID}_3/rl_model_{last}_steps.zip\n" in output
+    assert "Loading running average\n" in output
+    assert "No display" not in output
+
+
+def test_env_kwargs(tmp_path):
+    """The noise at the start of an episode: too much to train, none to evaluate."""
+    agent = ("--algo", "reinforce", "--env", "InvertedPendulum-v5")
+    env_kwargs = ["--env-kwargs", "reset_noise_scale:100.0", "--eval-env-kwargs", "reset_noise_scale:0.0"]
+    budget = ["-n", "20", "--eval-freq", "20", "--eval-episodes", "3", "--n-eval-envs", "2"]
+    succeed(tmp_path, "train", *agent, *budget, "--seed", "1", *env_kwargs)
+    folder = tmp_path / "logs" / "reinforce" / "InvertedPendulum-v5_1"
+    assert set(monitored(folder / "0.monitor.csv")[1]) == {1}
+    (lengths,) = np.load(folder / "evaluations.npz")["ep_lengths"]
+    assert len(lengths) == 3
+    assert len(set(lengths)) == 1 < lengths[0]
+
+    # Without noise, the episodes of one policy differ only if its actions are sampled
+    enjoy = ("enjoy", *agent, "-f", "logs", "-n", "200", "--no-render", "--env-kwargs", "reset_noise_scale:0.0")
+    output = succeed(tmp_path, *enjoy, "--deterministic", "-P")
+    assert re.search(r"^Mean reward: \d+\.\d\d \+/- 0\.00$", output, flags=re.MULTILINE)
+    succeed(tmp_path, *enjoy, "--stochastic", "--n-envs", "2", "--reward-log", "rewards")
+    assert files(tmp_path / "rewards") == {"0.monitor.csv", "1.monitor.csv"}
+    lengths = [length for i in range(2) for length in monitored(tmp_path / "rewards" / f"{i}.monitor.csv")[1]]
+    assert 1 not in lengths
+    assert len(set(lengths)) > 1
+
+
+@pytest.mark.parametrize("algo, env_id", [("ppo", ENV_ID), ("ppo", "CartPole-v1"), ("a2c", "Hopper-v5")])
+def test_other_algorithms(tmp_path, algo, env_id):
+    """Settings that RL Zoo has for an earlier version of an environment come with this package."""
+    output = succeed(tmp_path, "train", "--algo", algo, "--env", env_id, "-n", "40", "--eval-freq", "-1")
+    (path,) = re.findall(r"^Loading hyperparameters from: (.*)$", output, flags=re.MULTILINE)
+    ours = read_hyperparams(algo).get(env_id)
+    note = f"{env_id} has no entry of its own in RL Zoo: its tuned settings for an earlier version are used\n"
+    assert (note in output) == (ours is not None) == (env_id != "CartPole-v1")
+    assert Path(path) == FOLDER / f"{algo}.yml" if ours else path.endswith(f"rl_zoo3/hyperparams/{algo}.yml")
+    folder = tmp_path / "logs" / algo / f"{env_id}_1"
+    assert f"{env_id}.zip" in files(folder)
+    used = yaml.unsafe_load((folder / env_id / "config.yml").read_text())
+    assert used == ours if ours else used["clip_range"] == "lin_0.2"
+
+
+def test_command_of_rl_zoo(tmp_path):
+    (tmp_path / "custom_envs.py").write_text("from sb3_reinforce.zoo import register\nregister()\n")
+    arguments = (*AGENT, "--eval-freq", "-1", "-n", "40", "-conf", "sb3_reinforce.zoo.hyperparams")
+    output = succeed(tmp_path, *arguments, program=("-m", "rl_zoo3.train"))
+    assert "Loading hyperparameters from: sb3_reinforce.zoo.hyperparams\n" in output
+    assert REINFORCE.load(tmp_path / "logs" / RUN / f"{ENV_ID}.zip").num_timesteps >= 40
+
+
+def test_track(tmp_path):
+    options = ("--track", "--wandb-project-name", "pendulums", "--wandb-group", "swinging", "-tags", "tagged")
+    succeed(tmp_path, *TRAIN, "-n", "40", "--seed", "7", *options, WANDB_MODE="offline")
+    (tracked,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    content = tracked.read_bytes()
+    for text in ("pendulums", "swinging", "tagged", f"{ENV_ID}__reinforce__7__", "rollout/ep_rew_mean"):
+        assert text.encode() in content, text
+    assert len(list(tmp_path.glob(f"runs/{ENV_ID}__reinforce__7__*/{ENV_ID}/REINFORCE_1/events.*"))) == 1
+
+
+# === Trained agents ===
+
+
+@pytest.mark.parametrize(
+    "options, name", [(["--load-best"], "best_model"), (["--load-checkpoint", "100"], "rl_model_100_steps")]
+)
+def test_enjoy_without_display(runs, tmp_path, options, name):
+    logs = runs[0] / "logs"
+    output = succeed(tmp_path, "enjoy", *AGENT, "-f", logs, "--exp-id", "1", "-n", "200", *options)
+    assert output.startswith("No display: the environment is not rendered.")
+    assert f"Loading {logs}/{RUN}/{name}.zip\n" in output
+    rewards = [float(reward) for reward in re.findall(r"^Episode Reward: (.*)$", output, flags=re.MULTILINE)]
+    assert f"Mean reward: {np.mean(rewards):.2f} +/- {np.std(rewards):.2f}\n" in output
+
+
+def test_record_video(runs, tmp_path):
+    logs = runs[0] / "logs"
+    arguments = ("-f", logs, "--exp-id", "1", "-n", "30", "-o", "videos", "--load-checkpoint", "100")
+    output = succeed(tmp_path, "record_video", *AGENT, *arguments)
+    assert f"Loading {logs}/{RUN}/rl_model_100_steps.zip\n" in output
+    (path,) = (tmp_path / "videos").glob("*.mp4")
+    assert path.name.startswith(f"checkpoint-100-reinforce-{ENV_ID}")
+    pictures = frames(path)
+    assert len(pictures) == 1 + 30
+    assert shows_cart_and_pole(pictures[15])
+
+
+@pytest.mark.parametrize("ffmpeg, models", [(False, [f"{ENV_ID}.zip", "rl_model_100_steps.zip"]), (True, [f"{ENV_ID}.zip"])])
+def test_record_training(runs, tmp_path, ffmpeg, models):
+    source, copy = runs[0] / "logs" / RUN, tmp_path / "logs" / RUN
+    shutil.copytree(source / ENV_ID, copy / ENV_ID)
+    for name in models:
+        shutil.copy(source / name, copy)
+    # All that is on the path: nothing, or ffmpeg
+    (tmp_path / "programs").mkdir()
+    if ffmpeg:
+        script = f'#!/bin/sh\necho called >> {tmp_path}/calls\nexec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n'
+        (tmp_path / "programs" / "ffmpeg").write_text(script)
+        (tmp_path / "programs" / "ffmpeg").chmod(0o755)
+    arguments = (*AGENT, "-f", "logs", "-n", "20", "--gif")
+    output = succeed(tmp_path, "record_training", *arguments, PATH=str(tmp_path / "programs"))
+    videos = copy / "videos"
+    assert f"Saving video to {videos / 'training.mp4'}\n" in output
+    names = {f"final-model-reinforce-{ENV_ID}-step-0-to-step-20.mp4", "training.mp4", "training.gif"}
+    if ffmpeg:
+        # For a caption, to join the parts, and for the gif
+        assert (tmp_path / "calls").read_text() == "called\n" * 3
+    else:
+        names.add(f"checkpoint-100-reinforce-{ENV_ID}-step-0-to-step-20.mp4")
+    assert {path.name for path in videos.iterdir()} == names
+    assert len(frames(videos / "training.mp4")) == pytest.approx(len(models) * (1 + 20), abs=len(models))
+    for name in ("training.mp4", "training.gif"):
+        first, *_, last = frames(videos / name)
+        captions = first[:50], last[:50]
+        assert all(caption.max() > 200 for caption in captions)
+        assert (np.abs(captions[0].astype(int) - captions[1]).max() > 100) == (len(models) > 1)
+        assert all(shows_cart_and_pole(frame) for frame in (first, last))
+
+
+def test_benchmark(runs, tmp_path):
+    options = ("--no-hub", "--log-dir", runs[0] / "logs", "-n", "200", "--benchmark-dir", "results")
+    output = succeed(tmp_path, "benchmark", *options)
+    (reward,) = re.findall(r"^Mean reward: (.*) \+- .*$", output, flags=re.MULTILINE)
+    (row,) = re.findall(r"^\|reinforce *\|(.*)\|$", (tmp_path / "benchmark.md").read_text(), flags=re.MULTILINE)
+    env_id, mean_reward, *_ = (cell.strip() for cell in row.split("|"))
+    assert env_id == ENV_ID
+    assert float(mean_reward) == pytest.approx(float(reward), abs=0.006)
+    assert files(tmp_path) == {"benchmark.md", "results/benchmark.md", f"results/reinforce-{ENV_ID}/0.monitor.csv"}
+
+
+# === Plots ===
+
+
+def test_plot_train(runs, tmp_path):
+    arguments = ("-a", "reinforce", "-e", ENV_ID, "-f", runs[0] / "logs", "-w", "2", "-x", "episodes")
+    assert saved_figures(succeed(tmp_path, "plot_train", *arguments)) == ["Training_Episodic_Reward.png"]
+    assert has_curve(tmp_path / "Training_Episodic_Reward.png")
+    assert is_whole(tmp_path / "Training_Episodic_Reward.png")
+
+
+def test_all_plots_and_plot_from_file(runs, tmp_path):
+    arguments = ("-a", "reinforce", "-e", ENV_ID, "-f", runs[0] / "logs", "-l", "here", "--no-million")
+    output = succeed(tmp_path, "all_plots", *arguments, "--print-n-trials", "-o", "results")
+    assert f"{ENV_ID}-REINFORCE-here: 2\n" in output
+    last = [np.load(path)["results"][1].mean() for path in runs[0].glob("logs/reinforce/*/evaluations.npz")]
+    (score,) = re.findall(rf"^\|{ENV_ID}\|(\d+) \+/- \d+ *\|$", output, flags=re.MULTILINE)
+    assert int(score) == pytest.approx(np.mean(last), abs=0.51)
+    results = "Results_InvertedPendulum_v4.png"
+    assert saved_figures(output) == [results]
+    assert has_curve((tmp_path / results).rename(tmp_path / "all_plots.png"))
+
+    arguments = ("-i", "results", "--rliable", "--boxplot", "-o", "scores.out", "--format", "png")
+    figures = saved_figures(succeed(tmp_path, "plot_from_file", *arguments))
+    known = {results, "Sensitivity_plot.png", "Sensitivity_box_plot.png"}
+    assert known < set(figures)
+    assert len(figures) == len(known) + 2  # Those of rliable
+    assert [name for name in (*known, "scores.out") if not has_curve(tmp_path / name)] == []
+    assert {path.name for path in tmp_path.glob("*.png")} == {"all_plots.png", *figures}
+    assert [path.name for path in tmp_path.glob("*.png") if not is_whole(path)] == []
+
+
+# === What cannot be ===
+
+STUDY = ("--storage", "sqlite:///studies.db", "--study-name", "swinging")
+
+BAD_TRAIN = [
+    ((*AGENT[:3], "InvertedPendulm-v4"), 1, ["InvertedPendulm-v4", "InvertedPendulum-v"]),
+    ((*AGENT[:3], "InvertedPendulum-v2"), 1, ["v2"]),
+    (AGENT[:3], 2, ["--env", "expected one argument"]),
+    (("--algo", "reinfroce"), 2, ["'reinfroce'", "'reinforce'"]),
+    ((*AGENT, "--sede", "3"), 2, ["--sede"]),
+    ((*AGENT, "--conf-file", "gama.yml"), 1, ["'gama'", "'gamma'"]),
+    ((*AGENT, "-params", "returns:'foo'"), 1, ["returns='foo'", "'reward_to_go'"]),
+    ((*AGENT, "-params", "returns:foo"), 2, ["'foo'", "quotes"]),
+    ((*AGENT, "-params", "policy_kwargs:dict(net_arc=[8])"), 1, ["'net_arc'", "'net_arch'"]),
+    ((*AGENT, "-params", "ent_coef:'lin_0.01'"), 1, ["ent_coef='lin_0.01'", "a number"]),
+    ((*AGENT, "-params", "learning_rate:'linear'"), 1, ["learning_rate='linear'", "'lin_'"]),
+    ((*AGENT, "-params", "target_kl:'lin_x'"), 1, ["target_kl='lin_x'", "'lin_'"]),
+    ((*AGENT, "-i", "missing.zip"), 2, ["missing.zip"]),
+    ((*AGENT, "--trial-id", "0"), 1, ["--trial-id 0", "--storage"]),
+    ((*AGENT, "--trial-id", "3", *STUDY), 1, ["3", "'swinging'", "'sqlite:///studies.db'"]),
+    ((*AGENT, "--conf-file", "missing.yml"), 1, ["missing.yml", "No such file"]),
+    ((*AGENT, "--conf-file", "missing.py"), 1, ["missing.py", "No such file"]),
+    ((*AGENT, "--conf-file", "missing.module"), 1, ["missing.module", "No module named 'missing'"]),
+]
+PLOT = ("-a", "reinforce", "-e", ENV_ID, "-f", "missing")
+BAD_AGENT = [
+    (("enjoy", *AGENT, "-f", "empty"), 1, ["empty/reinforce"]),
+    (("enjoy", *AGENT, "-f", "runs"), 1, [ENV_ID, f"runs/{RUN}/{ENV_ID}.zip"]),
+    (("enjoy", *AGENT, "-f", "runs", "--load-checkpoint", "7"), 1, [f"runs/{RUN}/rl_model_7_steps.zip"]),
+    (("record_video", *AGENT, "-f", "empty"), 1, ["empty/reinforce"]),
+    (("record_training", *AGENT, "-f", "runs"), 2, ["reinforce", ENV_ID, "runs"]),
+    (("benchmark", "--no-hub", "--log-dir", "missing"), 1, ["missing"]),
+    (("benchmark", "--no-hub", "--log-dir", "empty"), 1, ["empty"]),
+    (("plot_train", *PLOT), 1, ["missing"]),
+    (("all_plots", *PLOT), 2, ["--exp-folders", "missing"]),
+    (("all_plots",), 2, ["--algos"]),
+    (("plot_from_file", "-i", "missing"), 1, ["missing.pkl"]),
+    (("load_from_hub", *AGENT, "-f", "runs"), 1, ["TRUST_REMOTE_CODE"]),
+]
+BAD_INPUT = [(("train", *arguments), status, words) for arguments, status, words in BAD_TRAIN] + BAD_AGENT
+
+
+@pytest.mark.parametrize("arguments, status, words", BAD_INPUT, ids=[" ".join(arguments) for arguments, *_ in BAD_INPUT])
+def test_bad_input(tmp_path, arguments, status, words):
+    """Nothing but one line on the error stream, which says what is wrong with what."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "runs" / RUN).mkdir(parents=True)
+    (tmp_path / "gama.yml").write_text(yaml.dump({ENV_ID: {"n_timesteps": 40, "policy": "MlpPolicy", "gama": 0.9}}))
+    actual, _, errors = run(tmp_path, *arguments)
+    assert re.fullmatch(rf"sb3-reinforce {arguments[0]}: error: .+\n", errors), errors
+    assert [word for word in words if word not in errors] == [], errors
+    assert actual == status
+    # No traces of a run
+    assert arguments[-1] == "InvertedPendulum-v2" or arguments[0] == "benchmark" or not (tmp_path / "logs").exists()
