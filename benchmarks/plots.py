@@ -51,3 +51,20 @@ def plot_learning_curves(runs: dict[str, list[tuple[np.ndarray, np.ndarray]]], p
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_growth(growth: dict[str, dict[int, float]], path: Path) -> None:
+    """
+    Draw how the time per step grows.
+
+    :param growth: For each quantity that grows, microseconds per step by its value
+    :param path: Where the picture goes
+    """
+    figure, all_axes = plt.subplots(1, len(growth), figsize=(4 * len(growth), 3.5), layout="constrained")
+    for axes, (name, values) in zip(all_axes, growth.items(), strict=True):
+        axes.plot(list(values), list(values.values()), "o-", color=STYLES["REINFORCE"][0])
+        axes.set(xscale="log", xlabel=name.strip(":").capitalize(), ylabel="Microseconds per step")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -109,16 +109,16 @@ class EpisodeRolloutBuffer(BaseBuffer):
         start, self.pos = self.pos, self.pos + len(env_indices)
         if self.pos > self.buffer_size:
             self._grow()
-        # A slice costs no copy
-        which = slice(None) if len(env_indices) == len(reward) else env_indices
-        rows = slice(start, self.pos)
-        columns = self._columns
-        for key in self._obs_keys:
-            columns["obs", key][rows] = (obs if key is None else obs[key])[which]  # type: ignore[call-overload]
-        columns["action"][rows] = action.reshape(len(reward), -1)[which]
-        columns["reward"][rows] = reward[which]
-        columns["done"][rows] = done[which]
+        columns, rows = self._columns, slice(start, self.pos)
         columns["env_idx"][rows] = env_indices
+        if len(env_indices) < len(reward):
+            obs = {key: array[env_indices] for key, array in obs.items()} if isinstance(obs, dict) else obs[env_indices]
+            action, reward, done = action[env_indices], reward[env_indices], done[env_indices]
+        for key in self._obs_keys:
+            columns["obs", key][rows] = obs if key is None else obs[key]  # type: ignore[call-overload]
+        columns["action"][rows] = action.reshape(len(reward), -1)
+        columns["reward"][rows] = reward
+        columns["done"][rows] = done
 
     def _grow(self) -> None:
         self.buffer_size = max(2 * self.buffer_size, self.pos)
@@ -174,12 +174,13 @@ class EpisodeRolloutBuffer(BaseBuffer):
         :return: Samples
         """
         assert self._order is not None, "finish() comes first"
-        indices = np.random.permutation(self.n_steps) if shuffle else np.arange(self.n_steps)
         batch_size = batch_size or max(self.n_steps, 1)
+        permutation = np.random.permutation(self.n_steps) if shuffle else None
         for start in range(0, self.n_steps, batch_size):
-            yield self._get_samples(indices[start : start + batch_size])
+            indices = slice(start, start + batch_size)
+            yield self._get_samples(indices if permutation is None else permutation[indices])
 
-    def _get_samples(self, batch_inds: np.ndarray) -> EpisodeRolloutBufferSamples:  # type: ignore[override]
+    def _get_samples(self, batch_inds: np.ndarray | slice) -> EpisodeRolloutBufferSamples:  # type: ignore[override]
         assert self._order is not None
         rows = self._order[batch_inds]
         observations = {key: self.to_torch(self._columns["obs", key][rows], copy=False) for key in self._obs_keys}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
@@ -38,6 +38,15 @@ MAX_HALVINGS = 20
 
 #: How far the KL target can take the learning rate from the given one.
 LEARNING_RATE_FACTORS = (1e-6, 1e3)
+
+
+def set_values(parameters: list[th.nn.Parameter], values: list[th.Tensor]) -> None:
+    """
+    :param parameters: Parameters to change, in place
+    :param values: Their new values
+    """
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data.copy_(value)
 
 
 class REINFORCE(EpisodicOnPolicyAlgorithm):
@@ -288,16 +297,12 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if self.target_kl is not None:
             learning_rate *= self._kl_learning_rate_factor
         update_learning_rate(self.policy.optimizer, learning_rate)
-        old_distributions = self._distributions()
-        approx_kl = self._step(old_distributions)
+        approx_kl = self._step()
 
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", learning_rate)
         self.logger.record("train/approx_kl", approx_kl)
-        if isinstance(self.action_space, spaces.Box):
-            stddevs = [distribution.distribution.stddev for distribution in old_distributions]  # type: ignore[union-attr]
-            self.logger.record("train/std", th.cat(stddevs).mean().item())
 
     def _compute_advantages(self) -> None:
         """
@@ -371,16 +376,6 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             return 0.0, 1.0
         return float(value_rms.mean), float(np.sqrt(value_rms.var + 1e-8))
 
-    def _distributions(self) -> list[Distribution]:
-        """
-        :return: The policy at the observations of the batch, by chunks
-        """
-        with th.no_grad():
-            # The policy has a single distribution object, which the next call changes
-            return [
-                copy(self.policy.get_distribution(batch.observations)) for batch in self.rollout_buffer.get(self._chunk_size)
-            ]
-
     def _compute_gradient(self) -> None:
         """
         Leave the gradient of the loss in the parameters of the policy.
@@ -389,7 +384,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         """
         buffer = self.rollout_buffer
         count = buffer.n_episodes if self.reduction == "episode" else buffer.n_steps
-        policy_loss_sum = entropy_loss_sum = 0.0
+        policy_loss_sum = entropy_loss_sum = stddev_sum = 0.0
         self.policy.optimizer.zero_grad()
         for batch in buffer.get(self._chunk_size):
             # Distributions of vectors want floats, the one of integers wants those
@@ -403,6 +398,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             ((policy_loss + self.ent_coef * entropy_loss) / count).backward()
             policy_loss_sum += policy_loss.item()
             entropy_loss_sum += entropy_loss.item()
+            if isinstance(self.action_space, spaces.Box):
+                stddev_sum += distribution.distribution.stddev.sum().item()  # type: ignore[union-attr]
         max_grad_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
         grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm).item()
         if not math.isfinite(grad_norm):
@@ -414,12 +411,13 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self.logger.record("train/policy_loss", policy_loss_sum / count)
         self.logger.record("train/entropy_loss", entropy_loss_sum / buffer.n_steps)
         self.logger.record("train/grad_norm", grad_norm)
+        if isinstance(self.action_space, spaces.Box):
+            self.logger.record("train/std", stddev_sum / (buffer.n_steps * buffer.action_dim))
 
-    def _step(self, old_distributions: list[Distribution]) -> float:
+    def _step(self) -> float:
         """
         Step along the gradient, no further than ``target_kl`` allows.
 
-        :param old_distributions: The policy before the step
         :return: Mean KL divergence from the policy before to the policy after the step, in nats
         """
         parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
@@ -427,7 +425,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             return 0.0  # Nothing to learn: the momentum of older gradients is not to move a solved policy
         before = [parameter.detach().clone() for parameter in parameters]
         self.policy.optimizer.step()
-        approx_kl = self._approx_kl(old_distributions)
+        approx_kl = self._approx_kl(parameters, before)
         if self.target_kl is None:
             return approx_kl
 
@@ -437,30 +435,36 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.data.lerp_(start, 0.5)
             n_halvings += 1
-            approx_kl = self._approx_kl(old_distributions)
+            approx_kl = self._approx_kl(parameters, before)
         if 0 < target_kl and approx_kl <= 2 * target_kl:
             # The divergence grows with the square of the step
             factor = 0.5**n_halvings * np.clip(math.sqrt(target_kl / max(approx_kl, 1e-12)), 0.5, 1.5)
         else:
             factor = 0.5
             approx_kl = 0.0
-            for parameter, start in zip(parameters, before, strict=True):
-                parameter.data.copy_(start)
+            set_values(parameters, before)
         self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, *LEARNING_RATE_FACTORS))
         return approx_kl
 
-    def _approx_kl(self, old_distributions: list[Distribution]) -> float:
+    def _approx_kl(self, parameters: list[th.nn.Parameter], before: list[th.Tensor]) -> float:
         """
-        :param old_distributions: The policy before the step
+        :param parameters: Parameters that the step has changed
+        :param before: Their values before the step
         :return: Mean over the batch of ``KL(old || new)``, in nats; infinite if the new parameters make no distribution
         """
+        after = [parameter.detach().clone() for parameter in parameters]
+        total = 0.0
         try:
-            new_distributions = self._distributions()
+            with th.no_grad():
+                # Both policies anew for each chunk: to keep the old one would take memory for the whole batch
+                for batch in self.rollout_buffer.get(self._chunk_size):
+                    set_values(parameters, before)
+                    # The policy has a single distribution object, which the next call changes
+                    old_distribution = copy(self.policy.get_distribution(batch.observations))
+                    set_values(parameters, after)
+                    total += kl_divergence(old_distribution, self.policy.get_distribution(batch.observations)).sum().item()
         except ValueError:  # PyTorch's word for parameters that are not those of a distribution
             return math.inf
-        total = sum(
-            kl_divergence(old, new).sum().item() for old, new in zip(old_distributions, new_distributions, strict=True)
-        )
         return total / self.rollout_buffer.n_steps
 
     def _fit_value(self) -> float:
@@ -483,8 +487,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 values = self.policy.predict_values(batch.observations).flatten()
                 loss = F.mse_loss(values, (batch.returns - mean) / std)
                 if not math.isfinite(loss.item()):
-                    for parameter, start in zip(parameters, before, strict=True):
-                        parameter.data.copy_(start)
+                    set_values(parameters, before)
                     self.value_optimizer.load_state_dict(optimizer_before)
                     raise ValueError(f"The loss of the critic is not finite ({loss.item()}): it was not changed")
                 self.value_optimizer.zero_grad()

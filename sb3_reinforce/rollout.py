@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, obs_as_tens
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
+from sb3_reinforce.actor import FastActor, is_plain
 from sb3_reinforce.buffers import Episode, EpisodeRolloutBuffer
 
 #: Episodes per update where ``n_episodes`` is not given: one per environment, but not less than this.
@@ -18,6 +20,10 @@ DEFAULT_N_EPISODES = 8
 
 #: Steps that a rollout buffer has room for at first.
 INITIAL_BUFFER_SIZE = 2048
+
+
+#: The largest finite number in single precision, in which networks compute.
+FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 def check_number(
@@ -44,17 +50,23 @@ def check_finite(name: str, values: VecEnvObs, n_steps: int) -> None:
     :param n_steps: Step of the rollout, for the message
     :raises ValueError: If a value is NaN or infinite in single precision, in which networks compute
     """
-    for array in values.values() if isinstance(values, dict) else (values,):
-        if array.dtype.kind != "f":  # type: ignore[union-attr]
-            continue
-        finite = np.abs(array) <= np.finfo(np.float32).max
-        if not finite.all():
-            env_idx = int(np.argwhere(~finite)[0, 0])
-            raise ValueError(
-                f"The {name} of environment {env_idx} at step {n_steps} of the rollout is not finite: "
-                f"{array[env_idx]}. Observations and rewards must be finite numbers in single precision "
-                "(VecCheckNan tells which wrapper they come from). The parameters are those from before the rollout."
-            )
+    if isinstance(values, dict):
+        for array in values.values():
+            check_finite(name, array, n_steps)
+        return
+    assert isinstance(values, np.ndarray)
+    # A few numbers are checked sooner one by one. NaN is not less than anything
+    largest = sum(map(abs, values.ravel().tolist())) if values.size <= 32 else np.maximum.reduce(np.abs(values), axis=None)
+    if largest <= FLOAT_MAX or values.dtype.kind != "f":
+        return
+    finite = np.abs(values) <= FLOAT_MAX
+    if not finite.all():
+        env_idx = int(np.argwhere(~finite)[0, 0])
+        raise ValueError(
+            f"The {name} of environment {env_idx} at step {n_steps} of the rollout is not finite: "
+            f"{values[env_idx]}. Observations and rewards must be finite numbers in single precision "
+            "(VecCheckNan tells which wrapper they come from). The parameters are those from before the rollout."
+        )
 
 
 class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -108,6 +120,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = EpisodeRolloutBuffer  # type: ignore[assignment]
         super()._setup_model()
+        if self.verbose >= 1:
+            print(f"Sampling actions with {'NumPy' if is_plain(self.policy) else 'PyTorch'}")
 
     def _check_arguments(self) -> None:
         """
@@ -158,6 +172,13 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             actions = self.policy.get_distribution(obs_as_tensor(obs, self.device)).get_actions()  # type: ignore[arg-type]
         return actions.reshape((-1, *self.action_space.shape)).cpu().numpy()  # type: ignore[misc]
 
+    def _actor(self, n_envs: int) -> Callable[[VecEnvObs], np.ndarray]:
+        """
+        :param n_envs: Number of environments
+        :return: What samples the actions of a rollout, as :meth:`_sample_actions` does
+        """
+        return FastActor(self.policy, n_envs) if is_plain(self.policy) else self._sample_actions
+
     def _env_actions(self, actions: np.ndarray) -> np.ndarray:
         """
         :param actions: Actions as the policy samples them, shape ``(n_envs, *action_shape)``
@@ -167,7 +188,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             return actions
         if self.policy.squash_output:
             return self.policy.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        # np.clip without its overhead, nor that of broadcasting for one environment
+        return np.minimum(np.maximum(actions, self.action_space.low[None]), self.action_space.high[None])
 
     def _end_episodes(self, finished: np.ndarray, infos: list[dict[str, Any]], rollout_buffer: EpisodeRolloutBuffer) -> None:
         """
@@ -226,19 +248,26 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         quotas = np.array([(n_episodes + i) // env.num_envs for i in range(env.num_envs)])
         remaining = quotas.copy()
         watched = np.arange(env.num_envs)
-        n_steps = 0
+        nothing = watched[:0]
+        n_steps, first_timestep = 0, self.num_timesteps
         episode_starts = np.zeros(env.num_envs, dtype=int)
+        # No running episode can be too long before this step
+        deadline = self.max_episode_steps
         obs = env.reset()
+        act = self._actor(env.num_envs)
+        # Some environments can be left alone when they have met their quota
+        step_only = getattr(env.unwrapped, "step_only", None)
+        n_stepped = env.num_envs
 
         while True:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             check_finite("observation", obs, n_steps)
-            actions = self._sample_actions(obs)
+            actions = act(obs)
             clipped_actions = self._env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += n_stepped
 
             # Give access to local variables
             callback.update_locals(locals())
@@ -250,7 +279,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             obs = new_obs
             n_steps += 1
 
-            finished = watched[dones[watched]]
+            # Most steps end no episode
+            finished = watched[dones[watched]] if np.count_nonzero(dones) else nothing
             if len(finished) > 0:
                 self._end_episodes(finished, infos, rollout_buffer)
                 remaining[finished] -= 1
@@ -265,11 +295,17 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
                     watched = np.arange(env.num_envs)
                     episode_starts[:] = n_steps
                     obs = env.reset()
-            self._check_episode_lengths(n_steps - episode_starts, watched)
+                    n_stepped = env.num_envs
+                elif step_only is not None and len(watched) < n_stepped:
+                    step_only(watched)
+                    n_stepped = len(watched)
+            if n_steps >= deadline:
+                self._check_episode_lengths(n_steps - episode_starts, watched)
+                deadline = episode_starts[watched].min() + self.max_episode_steps
 
         self.logger.record("rollout/episodes", rollout_buffer.n_episodes)
         self.logger.record("rollout/steps", rollout_buffer.n_steps)
-        self.logger.record("rollout/surplus_steps", n_steps * env.num_envs - rollout_buffer.n_steps)
+        self.logger.record("rollout/surplus_steps", self.num_timesteps - first_timestep - rollout_buffer.n_steps)
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
 
         callback.update_locals(locals())

@@ -62,6 +62,17 @@ def argument_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     parser.exit(2, f"{sys.argv[0]}: error: {message}\n")
 
 
+def offer_envpool(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``envpool`` to the choices of ``--vec-env``, where there is this argument.
+
+    :param parser: Parser of the command
+    """
+    action = parser._option_string_actions.get("--vec-env")
+    if action is not None:
+        action.choices = [*(action.choices or ()), "envpool"]
+
+
 def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """
     Takes the place of ``ArgumentParser.parse_args``, to check what RL Zoo does not check, or not in words for a user.
@@ -70,6 +81,7 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     :return: Its arguments
     """
     parser.prog = sys.argv[0]
+    offer_envpool(parser)
     try:
         args, unknown = parser.parse_known_args()
     except (NameError, SyntaxError) as error:  # RL Zoo evaluates values

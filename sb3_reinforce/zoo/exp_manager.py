@@ -1,18 +1,23 @@
 import difflib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Collection
+from copy import copy
 from typing import Any
 
 import optuna
 from rl_zoo3 import exp_manager
 from rl_zoo3.utils import ALGOS, linear_schedule
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecEnv
 from yaml import YAMLError
 
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout import check_number
+from sb3_reinforce.vec_env import EnvPoolVecEnv
 from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
 from sb3_reinforce.zoo.hyperparams_opt import target_kl_schedule
 
@@ -59,11 +64,14 @@ def check_keys(given: Collection[str], allowed: Collection[str], what: str) -> N
 
 class ExperimentManager(exp_manager.ExperimentManager):
     """
-    RL Zoo's experiment manager, with two differences: it finds the hyperparameters that come with this package, and it
-    checks them before an environment is created.
+    RL Zoo's experiment manager, with three differences: it finds the hyperparameters that come with this package, it
+    checks them before an environment is created, and it can train on EnvPool's environments.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
+        self.on_envpool = kwargs.get("vec_env_type") == "envpool"
+        if self.on_envpool:
+            kwargs["vec_env_type"] = "dummy"  # Of the environments for evaluation
         super().__init__(*args, **kwargs)
         env_id = self.env_name.gym_id
         if kwargs.get("config") is None and (self.algo == "reinforce" or env_id in read_hyperparams(self.algo)):
@@ -130,7 +138,36 @@ class ExperimentManager(exp_manager.ExperimentManager):
             raise ValueError(f"A hyperparameter of {self.env_name.gym_id} cannot be evaluated: {error}") from error
         if self.algo == "reinforce":
             self._check_reinforce(preprocessed[0])
+        if self.on_envpool:
+            if preprocessed[1] is not None:
+                raise ValueError("env_wrapper wraps Gymnasium's environments: it cannot be used with --vec-env envpool")
+            self._make_envpool([None])  # Checks its arguments
         return preprocessed
+
+    def _make_envpool(self, env_fns: list[Any], filename: str | None = None) -> VecEnv:
+        """
+        Takes the place of ``DummyVecEnv``.
+
+        :param env_fns: One per environment: only their number is used
+        :param filename: Where to write the records of the episodes, without ``.monitor.csv``
+        :return: The environments to train on
+        """
+        kwargs = {**self.env_kwargs, **self.monitor_kwargs}
+        return EnvPoolVecEnv(self.env_name.gym_id, len(env_fns), filename=filename, **kwargs)
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        if not self.on_envpool or eval_env:
+            return super().create_envs(n_envs, eval_env, no_log)
+        manager = copy(self)  # A search in several threads creates the others at the same time
+        manager.vec_env_class = self._make_envpool  # type: ignore[assignment]
+        manager.vec_env_kwargs = {"filename": None if no_log else f"{self.save_path}/0"}
+        return super(ExperimentManager, manager).create_envs(n_envs, eval_env, no_log)
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        with warnings.catch_warnings():
+            if self.on_envpool:
+                warnings.filterwarnings("ignore", "Training and eval env are not of the same type", UserWarning)
+            super().learn(model)
 
     @staticmethod
     def _check_reinforce(hyperparams: dict[str, Any]) -> None:
