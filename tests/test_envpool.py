@@ -361,6 +361,21 @@ def test_algorithms(algo, env_id):
     assert {"r", "l", "t"} == model.ep_info_buffer[0].keys()
 
 
+@pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize], ids=["bare", "normalized"])
+def test_environments_past_their_quota_are_left_alone(wrap):
+    model = REINFORCE("MlpPolicy", wrap(EnvPoolVecEnv(ENV_ID, 4, seed=100)), n_episodes=5, min_steps=200, seed=100)
+    for _ in range(3):
+        before = model.num_timesteps
+        model.learn(1, reset_num_timesteps=False)
+        buffer = model.rollout_buffer
+        assert model.num_timesteps - before == buffer.n_steps == buffer.lengths.sum() >= 200
+        assert model.logger.name_to_value["rollout/surplus_steps"] == 0
+        rounds = buffer.n_episodes // 5
+        assert [episode.env_idx for episode in buffer.episodes] == [0] * rounds + [1] * rounds + [2] * rounds + [
+            3
+        ] * 2 * rounds
+
+
 def test_wrappers_and_callbacks(tmp_path):
     env = VecFrameStack(VecNormalize(EnvPoolVecEnv(ENV_ID, n_envs=2)), 2)
     eval_env = VecFrameStack(VecNormalize(EnvPoolVecEnv(ENV_ID), training=False, norm_reward=False), 2)
