@@ -10,7 +10,7 @@ Each phase starts every round from the same policy: a fresh one, whose episodes 
 import argparse
 import json
 import platform
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -150,19 +150,23 @@ def time_per_step_of(weights: dict, n_envs: int, n_episodes: int | None, n_round
     return 1e6 / float(np.median([measure() for _ in range(n_rounds)]))
 
 
+def resident_mb(what: str) -> float:
+    """:return: Megabytes of this process in memory: now (``"VmRSS"``), or at most so far (``"VmHWM"``)"""
+    return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+
+
 def memory(weights_path: str) -> dict[str, float]:
     """:return: Megabytes that a batch of a million steps takes, at the peak above the idle process and in its arrays"""
     model = REINFORCE("MlpPolicy", make_env(1), seed=SEED, device="cpu")
     model.learn(1)
     model.policy.load_state_dict(th.load(weights_path))
-    idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    idle = resident_mb("VmRSS")
     model.n_episodes = 1000
     model.learn(1)
     buffer = model.rollout_buffer
     arrays = [*buffer._columns.values(), buffer.rewards, buffer.advantages, buffer.returns]
     batch = buffer.n_steps * sum(array.nbytes / len(array) for array in arrays)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle
-    return {"steps": buffer.n_steps, "batch_mb": batch / 2**20, "peak_above_idle_mb": peak / 2**10}
+    return {"steps": buffer.n_steps, "batch_mb": batch / 2**20, "peak_above_idle_mb": resident_mb("VmHWM") - idle}
 
 
 def report(results: dict) -> str:

@@ -225,7 +225,7 @@ def test_hyperparams_and_subprocesses(tmp_path):
     hyperparams = ["n_envs:2", "n_episodes:3", "baseline:'value'", "policy_kwargs:dict(net_arch=[8])"]
     hyperparams += ["learning_rate:'lin_0.02'", "target_kl:'lin_0.1'", "value_learning_rate:'lin_1e-3'"]
     hyperparams += ["env_wrapper:'processes.Processes'", "policy:'sb3_reinforce.MlpPolicy'"]
-    options = ["--vec-env", "subproc", "--uuid", "--log-interval", "2", "--device", "cpu", "--num-threads", "1"]
+    options = ["--vec-env", "subproc", "--uuid", "--seed", "1", "--log-interval", "2", "--device", "cpu", "--num-threads", "1"]
     output = succeed(tmp_path, *TRAIN, "-n", "80", "--verbose", "2", *options, "-params", *hyperparams)
     assert "Setting torch.num_threads to 1\n" in output
     assert "Using cpu device\n" in output
@@ -241,7 +241,7 @@ def test_hyperparams_and_subprocesses(tmp_path):
 
     # In another process, since the model needs RL Zoo's classes, and RL Zoo changes Gymnasium
     agent = folder / f"{ENV_ID}.zip"
-    assert json.loads(succeed(tmp_path, agent, program=("-c", SCHEDULES))) == {
+    assert json.loads(succeed(tmp_path, agent, program=("-c", SCHEDULES)).splitlines()[-1]) == {
         "learning_rate": [0.02, 0.01, 0.0],
         "target_kl": pytest.approx([0.1, 0.0505, 0.001]),
         "value_learning_rate": [1e-3, 5e-4, 0.0],
@@ -428,7 +428,9 @@ def test_all_plots_and_plot_from_file(runs, tmp_path):
     known = {results, "Sensitivity_plot.png", "Sensitivity_box_plot.png"}
     assert known < set(figures)
     assert len(figures) == len(known) + 2  # Those of rliable
-    assert [name for name in (*known, "scores.out") if not has_curve(tmp_path / name)] == []
+    # The boxes of two runs can be too flat to be seen
+    shown = {*known, "scores.out"} - {"Sensitivity_box_plot.png"}
+    assert [name for name in shown if not has_curve(tmp_path / name)] == []
     assert {path.name for path in tmp_path.glob("*.png")} == {"all_plots.png", *figures}
     assert [path.name for path in tmp_path.glob("*.png") if not is_whole(path)] == []
 
