@@ -1,4 +1,3 @@
-import difflib
 import inspect
 import re
 import warnings
@@ -17,7 +16,7 @@ from yaml import YAMLError
 
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout import check_number
-from sb3_reinforce.vec_env import EnvPoolVecEnv
+from sb3_reinforce.vec_env.envpool import EnvPoolVecEnv, closest
 from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
 from sb3_reinforce.zoo.hyperparams_opt import target_kl_schedule
 
@@ -58,8 +57,7 @@ def check_keys(given: Collection[str], allowed: Collection[str], what: str) -> N
     """
     for key in sorted(given, key=str):
         if key not in allowed:
-            closest = difflib.get_close_matches(str(key), sorted(allowed), n=1, cutoff=0.0)
-            raise ValueError(f"{key!r} is not {what}, did you mean {closest[0]!r}?")
+            raise ValueError(f"{key!r} is not {what}, did you mean {closest(str(key), sorted(allowed))!r}?")
 
 
 class ExperimentManager(exp_manager.ExperimentManager):
