@@ -359,6 +359,18 @@ def test_record_video(runs, tmp_path):
     assert shows_cart_and_pole(pictures[15])
 
 
+@pytest.mark.parametrize("command", ["record_video", "record_training", "push_to_hub"])
+def test_without_a_library_to_render(tmp_path, command):
+    (tmp_path / "mujoco.py").write_text("raise ImportError('there is no libEGL')")
+    (tmp_path / "logs" / RUN).mkdir(parents=True)
+    (tmp_path / "logs" / RUN / f"{ENV_ID}.zip").touch()
+    organization = ["-orga", "somebody"] if command == "push_to_hub" else []
+    status, _, errors = run(tmp_path, command, *AGENT, "-f", "logs", *organization)
+    assert status == 1
+    assert errors.count("\n") == 1 and errors.startswith(f"sb3-reinforce {command}: error: pictures of {ENV_ID} need")
+    assert "libegl1 or libosmesa6" in errors
+
+
 @pytest.mark.parametrize("ffmpeg, models", [(False, [f"{ENV_ID}.zip", "rl_model_100_steps.zip"]), (True, [f"{ENV_ID}.zip"])])
 def test_record_training(runs, tmp_path, ffmpeg, models):
     source, copy = runs[0] / "logs" / RUN, tmp_path / "logs" / RUN
