@@ -146,8 +146,10 @@ class FastActor:
         self._sample, self._draw = samplers[type(space)]
         self._splits: Any = np.cumsum(space.nvec)[:-1] if isinstance(space, spaces.MultiDiscrete) else []
         self._actions_shape = (n_envs, *space.shape)  # type: ignore[misc]
-        self._noise: Iterator[np.ndarray] = iter(())
         self._bind()
+        size = self._mean[-1][0].shape[1]
+        self._noise_shape = (max(1, NOISE_BLOCK // (n_envs * size)), n_envs, size)
+        self._next_noise = self._noise().__next__
 
     def _bind(self) -> None:
         """Take the memory of the parameters of the actor, and note where it is."""
@@ -170,16 +172,12 @@ class FastActor:
         features = obs.astype(np.float32)  # type: ignore[union-attr]
         return self._sample(features if features.ndim == 2 else features.reshape(self.n_envs, -1))
 
-    def _next_noise(self, size: int) -> np.ndarray:
+    def _noise(self) -> Iterator[np.ndarray]:
         """
-        :param size: Numbers per environment
-        :return: Independent noise, shape ``(n_envs, size)``
+        :return: Independent noise for one step after the other, shape ``(n_envs, size)``
         """
-        for noise in self._noise:
-            return noise
-        n_steps = max(1, NOISE_BLOCK // (self.n_envs * size))
-        self._noise = iter(self._draw(th.empty(n_steps, self.n_envs, size)).numpy())
-        return next(self._noise)
+        while True:
+            yield from self._draw(th.empty(self._noise_shape)).numpy()
 
     def _sample_gaussian(self, obs: np.ndarray) -> np.ndarray:
         actions = forward(self._mean, obs)
@@ -187,20 +185,20 @@ class FastActor:
             std = np.logaddexp(forward(self._std, obs), np.float32(0)) + np.float32(self.policy.min_std)  # softplus
         else:
             std = np.exp(self._log_std)
-        actions += std * self._next_noise(actions.shape[1])
+        actions += std * self._next_noise()
         return actions if self._actions_shape == actions.shape else actions.reshape(self._actions_shape)
 
     def _sample_categorical(self, obs: np.ndarray) -> np.ndarray:
         logits = forward(self._mean, obs)
-        logits += self._next_noise(logits.shape[1])
+        logits += self._next_noise()
         return logits.argmax(axis=1)
 
     def _sample_multi_categorical(self, obs: np.ndarray) -> np.ndarray:
         logits = forward(self._mean, obs)
-        logits += self._next_noise(logits.shape[1])
+        logits += self._next_noise()
         return np.stack([part.argmax(axis=1) for part in np.split(logits, self._splits, axis=1)], axis=1)
 
     def _sample_bernoulli(self, obs: np.ndarray) -> np.ndarray:
         logits = forward(self._mean, obs)
-        logits += self._next_noise(logits.shape[1])
+        logits += self._next_noise()
         return (logits > 0).astype(np.float32)

@@ -43,7 +43,7 @@ class ReinforcePolicy(ActorCriticPolicy):
     ``std = softplus(head(latent)) + min_std``, the policy of Gymnasium's tutorial "Training using REINFORCE for Mujoco".
 
     Arguments that are not listed are those of ``ActorCriticPolicy``; ``log_std_init`` also sets where a
-    state-dependent standard deviation starts. ``optimizer_kwargs`` are by default ``betas=(0.5, 0.999), eps=1e-5``
+    state-dependent standard deviation starts. ``optimizer_kwargs`` are by default ``betas=(0.5, 0.999), eps=1e-5, fused=True``
     for Adam: less momentum than usual, because every update has a policy of its own.
 
     :param observation_space: Observation space
@@ -71,7 +71,7 @@ class ReinforcePolicy(ActorCriticPolicy):
             raise ValueError(f"You must use `MultiInputPolicy` with a dict observation space, not {type(self).__name__}")
         if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
             # Gradients of older policies are to fade quickly
-            kwargs["optimizer_kwargs"] = dict(betas=(0.5, 0.999), eps=1e-5)
+            kwargs["optimizer_kwargs"] = dict(betas=(0.5, 0.999), eps=1e-5, fused=True)
         self.state_dependent_std = state_dependent_std
         self.std_net_arch = std_net_arch
         self.min_std = min_std

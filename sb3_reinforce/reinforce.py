@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import kl_divergence
+from stable_baselines3.common.distributions import Distribution, kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
@@ -327,15 +327,17 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self.logger.record("train/advantage_std", advantages.std())
         if self.baseline is not None:
             self.logger.record("train/explained_variance", explained_variance(baseline, targets))
+        del baseline  # Large batches: from here on in place
         normalize = self.normalize_advantage and len(advantages) > 1
         if normalize:
-            advantages = advantages - advantages.mean()
+            advantages -= advantages.mean()
         # Equal returns differ by rounding, which normalization and Adam would turn into a whole step
-        advantages = np.where(np.abs(advantages) > 1e-9 * np.abs(returns).max(), advantages, 0.0)
+        rounding = 1e-9 * max(returns.max(), -returns.min())
+        advantages[(-rounding <= advantages) & (advantages <= rounding)] = 0.0
         if normalize:
-            advantages = advantages / (advantages.std(ddof=1) + 1e-8)
+            advantages /= advantages.std(ddof=1) + 1e-8
         if self.discount_states:
-            advantages = advantages * self.gamma ** timesteps(lengths)
+            advantages *= self.gamma ** timesteps(lengths)
         with np.errstate(over="ignore", invalid="ignore"):
             buffer.advantages = advantages.astype(np.float32)
             buffer.returns = targets.astype(np.float32)
@@ -395,13 +397,17 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             policy_loss = -(batch.advantages * log_prob).sum()
             # Approximate entropy when no analytical form
             entropy_loss = -(-log_prob if entropy is None else entropy).sum()
-            ((policy_loss + self.ent_coef * entropy_loss) / count).backward()
+            loss = policy_loss + self.ent_coef * entropy_loss if self.ent_coef else policy_loss
+            (loss / count).backward()
             policy_loss_sum += policy_loss.item()
             entropy_loss_sum += entropy_loss.item()
             if isinstance(self.action_space, spaces.Box):
                 stddev_sum += distribution.distribution.stddev.sum().item()  # type: ignore[union-attr]
-        max_grad_norm = math.inf if self.max_grad_norm is None else self.max_grad_norm
-        grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), max_grad_norm).item()
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        total_norm = th.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total_norm)
+        grad_norm = total_norm.item()
         if not math.isfinite(grad_norm):
             self.policy.optimizer.zero_grad()
             raise ValueError(
@@ -424,8 +430,13 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if not any(parameter.grad.any() for parameter in parameters):  # type: ignore[union-attr]
             return 0.0  # Nothing to learn: the momentum of older gradients is not to move a solved policy
         before = [parameter.detach().clone() for parameter in parameters]
+        old = None
+        if self.rollout_buffer.n_steps <= self._chunk_size:
+            with th.no_grad():
+                # The policy has a single distribution object, which the next call changes
+                old = copy(self.policy.get_distribution(next(self.rollout_buffer.get()).observations))
         self.policy.optimizer.step()
-        approx_kl = self._approx_kl(parameters, before)
+        approx_kl = self._approx_kl(parameters, before, old)
         if self.target_kl is None:
             return approx_kl
 
@@ -435,7 +446,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             for parameter, start in zip(parameters, before, strict=True):
                 parameter.data.lerp_(start, 0.5)
             n_halvings += 1
-            approx_kl = self._approx_kl(parameters, before)
+            approx_kl = self._approx_kl(parameters, before, old)
         if 0 < target_kl and approx_kl <= 2 * target_kl:
             # The divergence grows with the square of the step
             factor = 0.5**n_halvings * np.clip(math.sqrt(target_kl / max(approx_kl, 1e-12)), 0.5, 1.5)
@@ -446,23 +457,27 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, *LEARNING_RATE_FACTORS))
         return approx_kl
 
-    def _approx_kl(self, parameters: list[th.nn.Parameter], before: list[th.Tensor]) -> float:
+    def _approx_kl(
+        self, parameters: list[th.nn.Parameter], before: list[th.Tensor], old_distribution: Distribution | None
+    ) -> float:
         """
         :param parameters: Parameters that the step has changed
         :param before: Their values before the step
+        :param old_distribution: The policy before the step on the batch; ``None``: it is computed chunk by chunk, as to
+            keep it would take memory for the whole batch
         :return: Mean over the batch of ``KL(old || new)``, in nats; infinite if the new parameters make no distribution
         """
-        after = [parameter.detach().clone() for parameter in parameters]
+        after = [] if old_distribution else [parameter.detach().clone() for parameter in parameters]
         total = 0.0
         try:
             with th.no_grad():
-                # Both policies anew for each chunk: to keep the old one would take memory for the whole batch
                 for batch in self.rollout_buffer.get(self._chunk_size):
-                    set_values(parameters, before)
-                    # The policy has a single distribution object, which the next call changes
-                    old_distribution = copy(self.policy.get_distribution(batch.observations))
-                    set_values(parameters, after)
-                    total += kl_divergence(old_distribution, self.policy.get_distribution(batch.observations)).sum().item()
+                    old = old_distribution
+                    if old is None:
+                        set_values(parameters, before)
+                        old = copy(self.policy.get_distribution(batch.observations))
+                        set_values(parameters, after)
+                    total += kl_divergence(old, self.policy.get_distribution(batch.observations)).sum().item()
         except ValueError:  # PyTorch's word for parameters that are not those of a distribution
             return math.inf
         return total / self.rollout_buffer.n_steps

@@ -62,7 +62,7 @@ def assert_same(policy, n_envs=3):
     obs = observations(policy, n_envs)
     draws = []
     draw_noise = actor._next_noise
-    actor._next_noise = lambda size: draws.append(draw_noise(size)) or draws[-1]
+    actor._next_noise = lambda: draws.append(draw_noise()) or draws[-1]
     for _ in range(10):
         before = obs.copy()
         actions = actor(obs)
@@ -153,7 +153,7 @@ def test_changed_weights(change, kwargs):
         parameter.data.add_(1.0)
     change(policy, other)
     obs, noise = observations(policy, 3), np.ones((3, 1), np.float32)
-    actor._next_noise = lambda size: noise
+    actor._next_noise = lambda: noise
     np.testing.assert_allclose(actor(obs), reference(other, obs, noise), rtol=1e-5)
 
 
