@@ -251,7 +251,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         super()._setup_model()
         # Steps that go through the network at once, so that memory does not grow with the batch
         obs_size = sum(math.prod(shape) for shape in obs_space_info(self.observation_space)[1].values())
-        self._chunk_size = min(2**14, max(1, 2**23 // max(1, obs_size)))
+        self._chunk_size = min(2**13, max(1, 2**22 // max(1, obs_size)))
         # The critic's own parameters: those that it shares with the actor are left to the policy gradient
         critic = th.nn.ModuleList([self.policy.value_net, self.policy.mlp_extractor.value_net])
         if not self.policy.share_features_extractor:
