@@ -7,7 +7,7 @@ SOURCES := sb3_reinforce tests benchmarks
 # Small networks: more threads only get in each other's way
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install train test lint type format commit-checks clean
+.PHONY: help install train test fuzz lint type format commit-checks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ train: install  ## Train REINFORCE on InvertedPendulum-v4, evaluate it, draw the
 
 test: install  ## Run the tests
 	$(BIN)/python -m pytest
+
+fuzz: install  ## Compare with the slow reference on thousands of random environments (FUZZ_CASES=2000)
+	FUZZ_CASES=$${FUZZ_CASES:-2000} $(BIN)/python -m pytest -n 0 tests/test_reference.py
 
 lint: install  ## Check code and format
 	$(BIN)/ruff check $(SOURCES)

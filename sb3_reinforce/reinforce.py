@@ -1,12 +1,16 @@
+import io
 import math
 import warnings
 from copy import copy, deepcopy
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution, kl_divergence
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
@@ -16,6 +20,7 @@ from torch.nn import functional as F
 
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.checkpoint import load_latest, restore
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
 from sb3_reinforce.returns import RETURNS, episode_starts, generalized_advantage, timesteps
 from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm, check_number
@@ -120,6 +125,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: If an argument is not one of those allowed, or does not go with another one
     """
+
+    #: What a resumed run goes on from, until its training is set up
+    _state_to_restore: dict[str, Any] | None = None
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ReinforcePolicy,
@@ -515,6 +523,44 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self._value_rms = value_rms
         return float(np.mean(losses)) * std**2
 
+    @classmethod
+    def resume(
+        cls: type[SelfREINFORCE], path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto"
+    ) -> SelfREINFORCE:
+        """
+        Go on with a run of which a :class:`~sb3_reinforce.checkpoint.TrainingStateCallback` has saved the state:
+        ``REINFORCE.resume(path, env).learn(total_timesteps, callback)``, with an environment, a number of time steps (of the
+        whole run) and callbacks like those of the run, ends as the run would have.
+
+        The file holds a model in SB3's format, which is unpickled: take it only from those whom you trust.
+
+        :param path: A training state, or a folder of them: the latest that is sound
+        :param env: The environment to learn from
+        :param device: Device on which the code should run
+        :return: The model
+        :raises ValueError: If there is no sound training state
+        """
+        state, model = load_latest(Path(path))
+        resumed = cls.load(io.BytesIO(model), env=env, device=device)
+        resumed._state_to_restore = state
+        return resumed
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_state_to_restore"]
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        state = self._state_to_restore
+        if state is None:
+            return super()._setup_learn(*args, **kwargs)
+        has_logger = self._custom_logger
+        if self.tensorboard_log is not None and state["log_dir"] and not has_logger:
+            self.set_logger(configure(state["log_dir"], ["tensorboard", *(["stdout"] if self.verbose else [])]))
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        self._custom_logger = has_logger
+        restore(self, callback, state)
+        self._state_to_restore = None
+        return total_timesteps, callback
+
     def learn(
         self: SelfREINFORCE,
         total_timesteps: int = 100_000,
@@ -524,6 +570,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfREINFORCE:
+        if self._state_to_restore is not None:
+            reset_num_timesteps = False
+            total_timesteps -= self.num_timesteps
         if reset_num_timesteps:  # The schedules start again too
             self._kl_learning_rate_factor = 1.0
         return super().learn(

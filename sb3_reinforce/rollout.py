@@ -241,9 +241,10 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         # Switch to eval mode (this affects batch norm / dropout)
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
+        # Nothing random comes before it: this is where training states are saved
+        callback.on_rollout_start()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        callback.on_rollout_start()
 
         n_episodes = self.n_episodes or max(DEFAULT_N_EPISODES, env.num_envs)
         quotas = np.array([(n_episodes + i) // env.num_envs for i in range(env.num_envs)])

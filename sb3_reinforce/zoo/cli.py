@@ -6,10 +6,11 @@ import runpy
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -73,22 +74,53 @@ def offer_envpool(parser: argparse.ArgumentParser) -> None:
         action.choices = [*(action.choices or ()), "envpool"]
 
 
-def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def has_module(name: str) -> bool:
     """
-    Takes the place of ``ArgumentParser.parse_args``, to check what RL Zoo does not check, or not in words for a user.
+    :param name: Name of a module
+    :return: Whether there is one
+    """
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # Of the package that it is said to be in
+        return False
+
+
+def resume_run(args: argparse.Namespace) -> None:
+    """
+    Take the arguments of the run that is to be gone on with.
+
+    :param args: Arguments of ``train``, which are changed
+    :raises ValueError: If there is no such run
+    """
+    if args.resume == "latest":
+        runs = [
+            path
+            for path in Path(args.log_folder, args.algo).glob(f"{args.env.replace('/', '-')}_*")
+            if any(path.glob("*.state"))
+        ]
+        if not runs:
+            raise ValueError(f"no run of {args.algo} in {args.env} has a training state in --log-folder {args.log_folder}")
+        args.resume = str(max(runs, key=lambda path: max(state.stat().st_mtime for state in path.glob("*.state"))))
+    saved = list(Path(args.resume).glob("*/args.yml"))
+    if not saved or not any(Path(args.resume).glob("*.state")):
+        raise ValueError(
+            f"--resume {args.resume} must be 'latest', or the folder of a run with a training state (--save-freq)"
+        )
+    import yaml
+
+    arguments = yaml.load(saved[0].read_text(), Loader=yaml.UnsafeLoader)  # Which is how RL Zoo reads it, too
+    kept = ("resume", "progress", "verbose", "num_threads")
+    vars(args).update({key: value for key, value in arguments.items() if key not in kept})
+
+
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace, command: str) -> None:
+    """
+    Check what RL Zoo does not check, or not in words for a user.
 
     :param parser: Parser of the command
-    :return: Its arguments
+    :param args: Its arguments
+    :param command: Name of the command
     """
-    parser.prog = sys.argv[0]
-    offer_envpool(parser)
-    try:
-        args, unknown = parser.parse_known_args()
-    except (NameError, SyntaxError) as error:  # RL Zoo evaluates values
-        parser.error(f"a value is not Python ({error}). Strings need quotes: returns:\"'episode'\"")
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    command = sys.argv[0].split()[-1]
     for name in REQUIRED.get(command, ()):
         if getattr(args, name) is None:
             parser.error(f"--{name.replace('_', '-')} is required")
@@ -99,8 +131,32 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if trained_agent and not (trained_agent.endswith(".zip") and os.path.isfile(trained_agent)):
         parser.error(f"--trained-agent {trained_agent} must be the path of a .zip file")
     for package in getattr(args, "gym_packages", ()):
-        if not find_spec(package):
+        if not has_module(package):
             parser.error(f"--gym-packages {package}: there is no such module")
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """
+    Takes the place of ``ArgumentParser.parse_args``.
+
+    :param parser: Parser of the command
+    :return: Its arguments
+    """
+    parser.prog = sys.argv[0]
+    offer_envpool(parser)
+    if sys.argv[0].endswith(" train"):
+        parser.add_argument("--resume", metavar="FOLDER", help="Go on with a run of which --save-freq has saved the training "
+                            "state: its folder, or 'latest'. Its arguments are used again")  # fmt: skip
+    try:
+        args, unknown = parser.parse_known_args()
+    except (NameError, SyntaxError) as error:  # RL Zoo evaluates values
+        parser.error(f"a value is not Python ({error}). Strings need quotes: returns:\"'episode'\"")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    command = sys.argv[0].split()[-1]
+    check_args(parser, args, command)
+    if getattr(args, "resume", None) and command == "train":
+        resume_run(args)
     if command == "benchmark":  # RL Zoo makes it with the first evaluation
         os.makedirs(args.benchmark_dir, exist_ok=True)
     if command == "record_training":
@@ -141,21 +197,36 @@ def run_script(command: str) -> None:
         raise ValueError(f"ffmpeg could not make {results['final_video_path']}")
 
 
+def train(arguments: Sequence[str], manager: Any = None) -> None:
+    """
+    ``sb3-reinforce train``
+
+    :param arguments: Its arguments
+    :param manager: The class of its experiment manager, ``None`` for that of this package
+    """
+    register()
+    from rl_zoo3 import train
+
+    from sb3_reinforce.zoo.exp_manager import ExperimentManager
+
+    with (
+        mock.patch.object(train, "ExperimentManager", manager or ExperimentManager),
+        mock.patch.object(sys, "argv", ["sb3-reinforce train", *arguments]),
+    ):
+        train.train()
+
+
 def run(command: str) -> None:
     """
     :param command: Command to run, with the arguments that are left in ``sys.argv``
     """
+    if command == "train":
+        train(sys.argv[1:])
+        return
     if command in RENDERING and not {"-h", "--help"} & set(sys.argv):
         rendering.choose_mujoco_backend()
     register()
-    if command == "train":
-        from rl_zoo3 import train
-
-        from sb3_reinforce.zoo.exp_manager import ExperimentManager
-
-        with mock.patch.object(train, "ExperimentManager", ExperimentManager):
-            train.train()
-    elif command.endswith("_plots") or command.startswith("plot_"):
+    if command.endswith("_plots") or command.startswith("plot_"):
         from rl_zoo3 import plots
 
         show_or_save = (
@@ -192,45 +263,44 @@ def is_answer_to_input(error: BaseException) -> bool:
     return bool(str(error)) and origin.startswith(tuple(folders))
 
 
-def choose_command() -> str | None:
+def choose_command(commands: Mapping[str, str]) -> str | None:
     """
-    :return: The command, which is the first argument
+    :param commands: The commands, and what they do
+    :return: The one to run, which is the first argument
     """
     parser = argparse.ArgumentParser(
         prog="sb3-reinforce",
         usage="%(prog)s COMMAND [ARGUMENTS]",
         description="RL Zoo's commands, with reinforce among the algorithms. COMMAND --help lists the arguments of one.\n\n"
-        + "\n".join(f"  {name:<16} {text}" for name, text in COMMANDS.items()),
+        + "\n".join(f"  {name:<16} {text}" for name, text in commands.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs="?", choices=commands, metavar="COMMAND", help=argparse.SUPPRESS)
     command = parser.parse_args(sys.argv[1:2]).command
     if command is None:
         parser.print_help()
     return command
 
 
-def main() -> None:
+def main(others: Mapping[str, tuple[str, Callable[[], None]]] = MappingProxyType({})) -> None:
     """
     ``sb3-reinforce COMMAND [ARGUMENTS]``
 
     The exit status is 2 for arguments that cannot be, 1 for another error.
+
+    :param others: Commands besides RL Zoo's: what they do, and how
     """
     sys.argv[0] = "sb3-reinforce"
     with mock.patch.object(argparse.ArgumentParser, "error", argument_error):
-        command = choose_command()
+        command = choose_command({**COMMANDS, **{name: text for name, (text, _) in others.items()}})
         if command is None:
             return
         sys.argv = [f"sb3-reinforce {command}", *sys.argv[2:]]
         try:
             with mock.patch.object(argparse.ArgumentParser, "parse_args", parse_args):
-                run(command)
+                others[command][1]() if command in others else run(command)
         except Exception as error:
             if not is_answer_to_input(error):
                 raise
             sys.exit(f"{sys.argv[0]}: error: {' '.join(str(error).split())}")
-
-
-if __name__ == "__main__":
-    main()

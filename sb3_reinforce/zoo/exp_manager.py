@@ -1,8 +1,13 @@
 import inspect
+import json
 import re
+import signal
+import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,6 +19,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from yaml import YAMLError
 
+from sb3_reinforce.checkpoint import TrainingStateCallback, load_latest
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout import check_number
 from sb3_reinforce.vec_env.envpool import EnvPoolVecEnv, closest
@@ -60,10 +66,45 @@ def check_keys(given: Collection[str], allowed: Collection[str], what: str) -> N
             raise ValueError(f"{key!r} is not {what}, did you mean {closest(str(key), sorted(allowed))!r}?")
 
 
+@contextmanager
+def stopping_at_an_update(callbacks: Sequence[BaseCallback]) -> Iterator[list[int]]:
+    """
+    Let SIGTERM and Ctrl-C stop training when the running update is complete and its training state saved, if there is a
+    callback that saves it. The second signal has its usual effect.
+
+    :param callbacks: Callbacks of the training
+    :return: The signals that have been received
+    """
+    received: list[int] = []
+    savers = [callback for callback in callbacks if isinstance(callback, TrainingStateCallback)]
+    if not savers:
+        yield received
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        print("Stopping when this update is complete", flush=True)
+        received.append(number)
+        for saver in savers:
+            saver.is_to_stop = True
+        restore_handlers()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore_handlers() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield received
+    finally:
+        restore_handlers()
+
+
 class ExperimentManager(exp_manager.ExperimentManager):
     """
-    RL Zoo's experiment manager, with three differences: it finds the hyperparameters that come with this package, it
-    checks them before an environment is created, and it can train on EnvPool's environments.
+    RL Zoo's experiment manager, with four differences: it finds the hyperparameters that come with this package, it
+    checks them before an environment is created, it can train on EnvPool's environments, and with ``--save-freq`` it saves
+    the training state of REINFORCE, from which ``--resume`` goes on.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -78,6 +119,42 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 print(f"{env_id} has no entry of its own in RL Zoo: its tuned settings for an earlier version are used")
         if self.trial_id is not None:
             self._load_trial_zero()
+        self.resume = getattr(self.args, "resume", None)
+        if self.resume:
+            if self.on_envpool:
+                raise ValueError("--resume: the random generators of EnvPool's environments are out of reach")
+            self.save_path = self.resume
+            self.params_path = f"{self.save_path}/{self.env_name}"
+            self.continue_training = True
+            self._cut_monitor_files()
+
+    def _cut_monitor_files(self) -> None:
+        """Leave out the episodes that ended after the training state was saved: they come again."""
+        state, _ = load_latest(Path(self.save_path))
+        self.monitor_starts = []
+        for index in range(state["env"]["n_envs"]):
+            path = Path(self.save_path, f"{index}.monitor.csv")
+            header, names, *rows = path.read_text().splitlines()
+            start = json.loads(header[1:])["t_start"]
+            column = names.split(",").index("t")
+            rows = [row for row in rows if start + float(row.split(",")[column]) <= state["time"]]
+            beside = path.with_suffix(".part")
+            beside.write_text("\n".join([header, names, *rows, ""]))
+            beside.replace(path)
+            self.monitor_starts.append(start)
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        if not self.resume:
+            return super()._load_pretrained_agent(hyperparams, env)
+        for index, start in enumerate(self.monitor_starts):  # The times in the files go on
+            env.env_method("set_wrapper_attr", "t_start", start, indices=index)
+        return REINFORCE.resume(self.save_path, env=env, device=self.device)
+
+    def create_callbacks(self) -> None:
+        save_freq = self.save_freq
+        super().create_callbacks()
+        if self.algo == "reinforce" and save_freq > 0 and not self.on_envpool and not self.optimize_hyperparameters:
+            self.callbacks.append(TrainingStateCallback(save_freq, self.save_path, verbose=self.verbose))
 
     def _load_trial_zero(self) -> None:
         """
@@ -154,6 +231,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
         return EnvPoolVecEnv(self.env_name.gym_id, len(env_fns), filename=filename, **kwargs)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        if self.resume:
+            self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
         if not self.on_envpool or eval_env:
             return super().create_envs(n_envs, eval_env, no_log)
         manager = copy(self)  # A search in several threads creates the others at the same time
@@ -165,7 +244,12 @@ class ExperimentManager(exp_manager.ExperimentManager):
         with warnings.catch_warnings():
             if self.on_envpool:
                 warnings.filterwarnings("ignore", "Training and eval env are not of the same type", UserWarning)
-            super().learn(model)
+            with stopping_at_an_update(self.callbacks) as received:
+                super().learn(model)
+        if received:
+            self.save_trained_model(model)
+            print(f"Stopped by a signal: the training state is saved, --resume {self.save_path} goes on")
+            sys.exit(128 + received[0])
 
     @staticmethod
     def _check_reinforce(hyperparams: dict[str, Any]) -> None:

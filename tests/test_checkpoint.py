@@ -1,0 +1,366 @@
+"""Training states: a resumed run is the undisturbed one, bit for bit."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.checkpoint import TrainingStateCallback, find_states, load_latest, load_state
+from tests.envs import SpacesEnv
+
+DICT = spaces.Dict(vector=spaces.Box(-1, 1, (2,)), cell=spaces.Discrete(3))
+
+
+class Noisy(gym.Wrapper):
+    """Rewards with noise from the environment's generator, and episodes of random length."""
+
+    def reset(self, **kwargs):
+        result = self.env.reset(**kwargs)
+        self.left = self.unwrapped.np_random.integers(5, 15)
+        return result
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.left -= 1
+        return observation, float(reward) + self.unwrapped.np_random.normal(), terminated, truncated or self.left == 0, info
+
+
+def make_spaces_env():
+    return Monitor(SpacesEnv(DICT, spaces.Box(-1, 1, (1,))))
+
+
+def make_env(env_id="Pendulum-v1", n_envs=1, normalize=False, **kwargs):
+    env = make_vec_env(lambda: Noisy(gym.make(env_id)), n_envs, seed=1, **kwargs)
+    return VecNormalize(env) if normalize else env
+
+
+#: How the environment is made, and the arguments of the model
+CASES = {
+    "one environment": (make_env, {}),
+    "three environments": (lambda: make_env(n_envs=3), dict(n_episodes=5)),
+    "processes": (lambda: make_env(n_envs=2, vec_env_cls=SubprocVecEnv), {}),
+    "normalized": (lambda: make_env(n_envs=2, normalize=True), {}),
+    "critic": (make_env, dict(baseline="value", gae_lambda=0.9, time_limit="bootstrap", n_value_epochs=2)),
+    "gSDE": (lambda: make_env(n_envs=2), dict(use_sde=True, sde_sample_freq=3)),
+    "discrete": (lambda: make_env("CartPole-v1"), {}),
+    "dict, samples of a space": (lambda: DummyVecEnv([make_spaces_env] * 2), {}),
+    "another optimizer": (make_env, dict(policy_kwargs=dict(optimizer_class=th.optim.AdamW, state_dependent_std=True))),
+}
+
+N_STEPS = 900
+
+
+class History(BaseCallback):
+    """Keeps what has happened since the run was started or resumed."""
+
+    def _on_training_start(self):
+        self.rewards = {}
+        self.logged = {}
+
+    def _on_step(self):
+        self.rewards[self.num_timesteps] = self.locals["rewards"].tolist()
+        return True
+
+    def _on_rollout_start(self):
+        keys = ("train/approx_kl", "train/learning_rate", "train/policy_loss")
+        self.logged[self.num_timesteps] = [self.logger.name_to_value.get(key) for key in keys]
+
+
+def callbacks(folder, make):
+    eval_env = VecNormalize(make(), training=False) if isinstance(make(), VecNormalize) else make()
+    evaluation = EvalCallback(eval_env, n_eval_episodes=2, eval_freq=100, log_path=str(folder / "evaluations"), verbose=0)
+    history = History()
+    return history, CallbackList([evaluation, TrainingStateCallback(150, folder / "states", keep=100), history])
+
+
+def policy_of(case):
+    return "MultiInputPolicy" if "dict" in case else "MlpPolicy"
+
+
+def fingerprint(model):
+    """All that a run has to show."""
+    generators = [th.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), random.getstate()]
+    parameters = {name: value.numpy().tobytes() for name, value in model.policy.state_dict().items()}
+    optimizers = []
+    for optimizer in (model.policy.optimizer, model.value_optimizer):
+        state = optimizer.state_dict()
+        optimizers.append({key: [v.numpy().tobytes() if isinstance(v, th.Tensor) else v for v in entry.values()]
+                           for key, entry in state["state"].items()})  # fmt: skip
+        optimizers.append([{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]])
+    normalizer = model.get_vec_normalize_env()
+    statistics = normalizer and (normalizer.obs_rms.mean.tobytes(), normalizer.ret_rms.var.tobytes())
+    counters = (model.num_timesteps, model._n_updates, model._kl_learning_rate_factor, model._total_timesteps)
+    episodes = [(episode["r"], episode["l"]) for episode in model.ep_info_buffer]
+    return parameters, optimizers, generators, statistics, counters, episodes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_is_the_undisturbed_one(case, tmp_path):
+    make, kwargs = CASES[case]
+    history, callback = callbacks(tmp_path / "one", make)
+    model = REINFORCE(policy_of(case), make(), seed=3, device="cpu", **kwargs)
+    model.learn(N_STEPS, callback=callback)
+    expected = fingerprint(model)
+    evaluations = np.load(tmp_path / "one/evaluations/evaluations.npz")
+    states = find_states(tmp_path / "one/states")
+    assert len(states) >= 3
+
+    for state in (states[-1], states[1]):
+        start = int(state.name.split("_")[1])
+        th.manual_seed(99), np.random.seed(99), random.seed(99)
+        again, callback = callbacks(tmp_path / f"from {start}", make)
+        resumed = REINFORCE.resume(state, env=make())
+        assert resumed.num_timesteps == start
+        resumed.learn(N_STEPS, callback=callback)
+        assert fingerprint(resumed) == expected
+        assert again.rewards == {step: reward for step, reward in history.rewards.items() if step > start}
+        found = np.load(tmp_path / f"from {start}/evaluations/evaluations.npz")
+        assert found["timesteps"].tolist() == evaluations["timesteps"].tolist()
+        assert found["results"].tolist() == evaluations["results"].tolist()
+
+
+def test_without_the_state_it_is_another_run(tmp_path):
+    """What the test above is able to notice."""
+    make, _ = CASES["one environment"]
+    _, callback = callbacks(tmp_path, make)
+    model = REINFORCE("MlpPolicy", make(), seed=3, device="cpu").learn(N_STEPS, callback=callback)
+    expected = fingerprint(model)
+    state = find_states(tmp_path / "states")[1]
+    resumed = REINFORCE.resume(state, env=make())
+    for key in ("env", "torch"):
+        changed = json.loads(json.dumps(resumed._state_to_restore["env"], default=lambda array: array.tolist()))
+        assert changed
+        broken = REINFORCE.resume(state, env=make())
+        if key == "env":
+            broken._state_to_restore["env"]["generators"][0]["state"]["state"] += 2
+        else:
+            th.manual_seed(5)
+            broken._state_to_restore["torch"] = th.get_rng_state().numpy()
+        _, callback = callbacks(tmp_path / key, make)
+        broken.learn(N_STEPS, callback=callback)
+        assert fingerprint(broken) != expected
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from stable_baselines3.common.env_util import make_vec_env
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.checkpoint import TrainingStateCallback, find_states
+folder = Path(sys.argv[1])
+env = make_vec_env("Pendulum-v1", 2, seed=1)
+if find_states(folder):
+    model = REINFORCE.resume(folder, env=env)
+else:
+    model = REINFORCE("MlpPolicy", env, seed=3, n_episodes=2, device="cpu")
+print("ready", flush=True)
+model.learn(40_000, callback=TrainingStateCallback(400, folder))
+model.save(folder / "last")
+"""
+
+
+def start(folder):
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environ, stdout=subprocess.PIPE)
+
+
+def finish(folder):
+    process = start(folder)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+
+
+def test_killed_processes(tmp_path):
+    """Killed again and again at random moments, the run ends as the undisturbed one does."""
+    finish(tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    rng = random.Random(0)
+    n_kills = 0
+    while n_kills < 4:
+        process = start(folder)
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.05, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        n_kills += 1
+    finish(folder)
+    models = [REINFORCE.load(path / "last.zip") for path in (tmp_path / "undisturbed", folder)]
+    first, second = (model.policy.state_dict() for model in models)
+    assert all(th.equal(first[name], second[name]) for name in first)
+    assert models[0].num_timesteps == models[1].num_timesteps >= 40_000
+    assert not list(folder.glob(".*"))
+
+
+@pytest.fixture
+def states(tmp_path):
+    """Two states of a run."""
+    callback = TrainingStateCallback(30, tmp_path / "states", keep=2)
+    REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, n_episodes=2).learn(200, callback=callback)
+    found = find_states(tmp_path / "states")
+    assert len(found) == 2  # Of more
+    return found
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 16
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def foreign(path):
+    REINFORCE("MlpPolicy", "CartPole-v1").save(path)
+    path.with_suffix(".state.zip").replace(path) if path.with_suffix(".state.zip").exists() else None
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, foreign])
+def test_damaged_states_are_refused_and_the_one_before_is_used(states, damage):
+    damage(states[0])
+    with pytest.raises(ValueError, match=f"{states[0].name} is (no training state, or is )?damaged"):
+        REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
+    with pytest.warns(UserWarning, match=f"{states[0].name} is .*: the one before it is tried"):
+        model = REINFORCE.resume(states[0].parent, env=make_vec_env("CartPole-v1"))
+    assert f"_{model.num_timesteps}_steps" in states[1].name
+
+
+def test_every_flipped_bit_is_found(states):
+    """Of the contents of the members; where the archive is still the same, nothing is lost."""
+    content = states[0].read_bytes()
+    expected = load_state(states[0])
+    rng = random.Random(0)
+    n_refused = 0
+    for _ in range(200):
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        states[0].write_bytes(changed)
+        try:
+            found = load_state(states[0])
+        except ValueError:
+            n_refused += 1
+        else:
+            assert found[1] == expected[1] and repr(found[0]) == repr(expected[0])
+    assert n_refused > 190
+
+
+def test_another_version(states):
+    with zipfile.ZipFile(states[0]) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(contents["manifest.json"])
+    contents["manifest.json"] = json.dumps({**manifest, "version": 99}).encode()
+    with zipfile.ZipFile(states[0], "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="is a training state of version 99, this package reads version 1"):
+        load_latest(states[0])
+
+
+def test_no_states(tmp_path):
+    with pytest.raises(ValueError, match="There is no sound training state in"):
+        REINFORCE.resume(tmp_path)
+    with pytest.raises(ValueError, match="is no training state"):
+        REINFORCE.resume(tmp_path / "nowhere.state")
+
+
+def test_reading_a_state_executes_nothing(states, tmp_path):
+    """The model, which SB3 pickles, comes back as bytes."""
+
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    import hashlib
+
+    with zipfile.ZipFile(states[0]) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    contents["model.zip"] = pickle.dumps(Bomb())
+    manifest = json.loads(contents["manifest.json"])
+    manifest["sha256"]["model.zip"] = hashlib.sha256(contents["model.zip"]).hexdigest()
+    contents["manifest.json"] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(states[0], "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    _, model = load_state(states[0])
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(model)
+    assert (tmp_path / "exploded").exists()
+
+
+def test_other_environments_and_callbacks(states):
+    model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1", 2))
+    with pytest.raises(ValueError, match="The training state is of 1 environments, env has 2"):
+        model.learn(400, callback=TrainingStateCallback(30, states[0].parent))
+    model = REINFORCE.resume(states[0], env=VecNormalize(make_vec_env("CartPole-v1")))
+    with pytest.raises(ValueError, match="with 0 VecNormalize, env has 1"):
+        model.learn(400, callback=TrainingStateCallback(30, states[0].parent))
+    model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
+    with pytest.raises(
+        ValueError, match=r"with the callbacks \['TrainingStateCallback'\], this one has \['ConvertCallback'\]"
+    ):
+        model.learn(400)
+
+
+@pytest.mark.parametrize("argument", ["save_freq", "keep"])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_bad_arguments(tmp_path, argument, value):
+    with pytest.raises(ValueError, match=f"{argument}={value!r} must be an integer, 1 or more"):
+        TrainingStateCallback(**{"save_freq": 1, "path": tmp_path, argument: value})
+
+
+def test_full_disk(states, tmp_path):
+    """A state that does not fit leaves the one before, and nothing half."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={3 * states[0].stat().st_size}", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, n_episodes=2)
+        with pytest.raises(OSError, match="No space left on device"):
+            model.learn(1000, callback=TrainingStateCallback(30, disk, keep=9))
+        assert len(find_states(disk)) == len(list(disk.iterdir())) >= 1
+        load_latest(disk)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+class HiddenSpace(gym.Wrapper):
+    """Uses the generator of its space."""
+
+    def reset(self, **kwargs):
+        self.observation_space.seed(0)
+        return super().reset(**kwargs)
+
+
+def test_what_cannot_be_restored_is_said(tmp_path):
+    env = SubprocVecEnv([lambda: HiddenSpace(gym.make("CartPole-v1"))])
+    model = REINFORCE("MlpPolicy", env, seed=0, n_episodes=2)
+    with pytest.warns(UserWarning, match="samples from its observation_space: this generator is out of reach"):
+        model.learn(60, callback=TrainingStateCallback(30, tmp_path))
+    env.close()

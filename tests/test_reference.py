@@ -1,0 +1,282 @@
+"""
+The whole of an update but for its step, against an implementation that is slow and obvious, on random environments.
+
+``make fuzz`` tries more cases than ``make test``.
+"""
+
+import os
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_reinforce import REINFORCE
+from tests.envs import RecordVec
+
+N_CASES = int(os.environ.get("FUZZ_CASES", 200))
+
+OBSERVATIONS = {
+    "box": spaces.Box(-10, 10, (3,)),
+    "discrete": spaces.Discrete(4),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-binary": spaces.MultiBinary(3),
+    "dict": spaces.Dict(vector=spaces.Box(-1, 1, (2,)), cell=spaces.Discrete(3)),
+}
+ACTIONS = {
+    "box": spaces.Box(-0.5, 0.5, (2,)),
+    "discrete": spaces.Discrete(3),
+    "multi-discrete": spaces.MultiDiscrete([2, 3]),
+    "multi-binary": spaces.MultiBinary(2),
+}
+
+
+class ScriptedEnv(gym.Env):
+    """
+    Episodes of given lengths and ends, over and over, with random observations and rewards.
+
+    :param ends: Length of each episode, and whether a time limit ends it
+    :param scale: Rewards are whole numbers from -3 to 3 times this
+    """
+
+    def __init__(self, observation_space, action_space, ends, scale, seed):
+        self.observation_space, self.action_space = observation_space, action_space
+        self.ends, self.scale, self.rng = ends, scale, np.random.default_rng(seed)
+        self.observation_space.seed(seed)
+        self.episode = -1
+        self.time = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode += 1
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        length, is_truncated = self.ends[self.episode % len(self.ends)]
+        self.time += 1
+        over = self.time == length
+        reward = float(self.rng.integers(-3, 4)) * self.scale
+        return self.observation_space.sample(), reward, over and not is_truncated, over and is_truncated, {}
+
+
+@st.composite
+def cases(draw):
+    n_envs = draw(st.integers(1, 9))
+    ends = st.lists(st.tuples(st.integers(1, 200), st.booleans()), min_size=1, max_size=4)
+    baseline = draw(st.sampled_from([None, "mean", "leave_one_out", "timestep", "value"]))
+    returns = draw(st.sampled_from(["reward_to_go", "episode", "mean_reward_to_go"]))
+    time_limits = ["terminal", "discard"] + (["bootstrap"] if baseline == "value" else [])
+    is_gae = baseline == "value" and returns == "reward_to_go"
+    return dict(
+        ends=[draw(ends) for _ in range(n_envs)],
+        scale=draw(st.sampled_from([0.0, 1e-3, 1.0, 1e10])),
+        seed=draw(st.integers(0, 2**31 - 1)),
+        observation=draw(st.sampled_from(list(OBSERVATIONS))),
+        action=draw(st.sampled_from(list(ACTIONS))),
+        n_episodes=draw(st.integers(max(n_envs, 2), n_envs + 8)),
+        min_steps=draw(st.sampled_from([0, 0, 300])),
+        gamma=draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
+        gae_lambda=draw(st.sampled_from([0.0, 0.9, 1.0])) if is_gae else 1.0,
+        returns=returns,
+        baseline=baseline,
+        reduction=draw(st.sampled_from(["episode", "step"])),
+        discount_states=draw(st.booleans()),
+        normalize_advantage=draw(st.booleans()),
+        time_limit=draw(st.sampled_from(time_limits)),
+        ent_coef=draw(st.sampled_from([0.0, 0.1])),
+    )
+
+
+def pick(array, step, env_idx):
+    """:return: What one environment showed in one step"""
+    return (
+        {key: value[env_idx] for key, value in array[step].items()} if isinstance(array[step], dict) else array[step][env_idx]
+    )
+
+
+def reference_episodes(env, case):
+    """The episodes of the batch, from the record of all steps: the quota of each environment, round after round."""
+    n_envs = env.num_envs
+    quotas = [(case["n_episodes"] + i) // n_envs for i in range(n_envs)]
+    rounds, n_steps, start = [], 0, 0
+    while not rounds or n_steps < case["min_steps"]:
+        found, end = [[] for _ in range(n_envs)], start
+        for i in range(n_envs):
+            step = start
+            for _ in range(quotas[i]):
+                first = step
+                while not env.dones[step][i]:
+                    step += 1
+                step += 1
+                found[i].append((first, step))
+                n_steps += step - first
+            end = max(end, step)
+        rounds.append(found)
+        start = end
+    assert start == len(env.dones), "Not a step more is made than is needed"
+    episodes = [(i, *interval) for i in range(n_envs) for found in rounds for interval in found[i]]
+    if case["time_limit"] == "discard":
+        episodes = [(i, first, end) for i, first, end in episodes if not env.infos[end - 1][i]["TimeLimit.truncated"]]
+    return episodes
+
+
+def reference_advantages(model, env, episodes, case):
+    gamma = case["gamma"]
+    all_returns, all_values, all_deltas = [], [], []
+    scale = np.sqrt(1 + 1e-8) if model.normalize_value else 1.0
+    for i, first, end in episodes:
+        rewards = [float(env.rewards[step][i]) for step in range(first, end)]
+        values = [0.0] * len(rewards)
+        last = 0.0
+        if case["baseline"] == "value":
+            values = [value_of(model, pick(env.observations, step, i)) * scale for step in range(first, end)]
+            info = env.infos[end - 1][i]
+            if case["time_limit"] == "bootstrap" and info["TimeLimit.truncated"]:
+                last = value_of(model, info["terminal_observation"]) * scale
+        returns, after = [], last
+        for reward in reversed(rewards):
+            after = reward + gamma * after
+            returns.insert(0, after)
+        deltas, after = [], 0.0
+        for t in reversed(range(len(rewards))):
+            following = values[t + 1] if t + 1 < len(rewards) else last
+            after = rewards[t] + gamma * following - values[t] + gamma * case["gae_lambda"] * after
+            deltas.insert(0, after)
+        if case["returns"] == "episode":
+            returns = [returns[0]] * len(returns)
+        if case["returns"] == "mean_reward_to_go":
+            returns = [sum(returns) / len(returns)] * len(returns)
+        all_returns.append(returns)
+        all_values.append(values)
+        all_deltas.append(deltas)
+
+    n = len(episodes)
+    advantages = []
+    for e in range(n):
+        for t, value in enumerate(all_returns[e]):
+            others = [all_returns[o] for o in range(n) if o != e]
+            baseline = {
+                None: lambda t=t: 0.0,
+                "mean": lambda t=t: sum(r[0] for r in all_returns) / n,
+                "leave_one_out": lambda t=t, others=others: sum(r[0] for r in others) / (n - 1),
+                "timestep": lambda t=t, others=others: sum(r[t] for r in others if t < len(r)) / (n - 1),
+                "value": lambda t=t, e=e: all_values[e][t],
+            }[case["baseline"]]()
+            advantages.append(all_deltas[e][t] if case["gae_lambda"] < 1 else value - baseline)
+    largest = max(abs(value) for returns in all_returns for value in returns)
+    advantages = np.array(advantages)
+    normalize = case["normalize_advantage"] and len(advantages) > 1
+    if normalize:
+        advantages = advantages - advantages.mean()
+    advantages[np.abs(advantages) <= 1e-9 * largest] = 0.0
+    if normalize:
+        advantages = advantages / (advantages.std(ddof=1) + 1e-8)
+    if case["discount_states"]:
+        advantages *= np.concatenate([gamma ** np.arange(end - first) for _, first, end in episodes])
+    return advantages, np.concatenate(all_returns)
+
+
+def to_batch(observation):
+    return {k: v[None] for k, v in observation.items()} if isinstance(observation, dict) else np.asarray(observation)[None]
+
+
+def value_of(model, observation):
+    with th.no_grad():
+        return model.policy.predict_values(obs_as_tensor(to_batch(observation), "cpu")).item()
+
+
+def reference_gradient(model, env, episodes, actions, advantages, case):
+    """Step by step, in the order of the episodes."""
+    loss, row = 0.0, 0
+    for i, first, end in episodes:
+        for step in range(first, end):
+            distribution = model.policy.get_distribution(obs_as_tensor(to_batch(pick(env.observations, step, i)), "cpu"))
+            action = actions[row][None]
+            log_prob = distribution.log_prob(action.flatten() if case["action"] == "discrete" else action.float())
+            loss = loss - log_prob * float(advantages[row]) - case["ent_coef"] * distribution.entropy()
+            row += 1
+    loss = loss / (len(episodes) if case["reduction"] == "episode" else row)
+    parameters = [p for name, p in model.policy.named_parameters() if "value_net" not in name]
+    gradients = th.autograd.grad(loss.sum(), parameters, allow_unused=True)
+    return th.cat([(th.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)])
+
+
+class RecordAll(RecordVec):
+    def reset(self):
+        if hasattr(self, "infos") and self.infos:  # A further round: the record goes on
+            self._observation = self.venv.reset()
+            return self._observation
+        self.infos = []
+        return super().reset()
+
+    def step_wait(self):
+        result = super().step_wait()
+        self.infos.append(result[3])
+        return result
+
+
+@settings(max_examples=N_CASES, deadline=None, derandomize="FUZZ_CASES" not in os.environ,
+          suppress_health_check=list(HealthCheck))  # fmt: skip
+@given(cases())
+def test_fast_and_slow_agree(case):
+    observation_space, action_space = OBSERVATIONS[case["observation"]], ACTIONS[case["action"]]
+    makers = [
+        lambda ends=ends, i=i: ScriptedEnv(
+            spaces.Dict(observation_space.spaces) if case["observation"] == "dict" else observation_space,
+            action_space, ends, case["scale"], case["seed"] + i,
+        )
+        for i, ends in enumerate(case["ends"])
+    ]  # fmt: skip
+    env = RecordAll(DummyVecEnv(makers))
+    keys = ("n_episodes", "min_steps", "gamma", "gae_lambda", "returns", "baseline", "reduction", "discount_states",
+            "normalize_advantage", "time_limit", "ent_coef")  # fmt: skip
+    policy = "MultiInputPolicy" if case["observation"] == "dict" else "MlpPolicy"
+    model = REINFORCE(policy, env, seed=case["seed"] % 1000, device="cpu", policy_kwargs=dict(net_arch=[4]),
+                      **{key: case[key] for key in keys})  # fmt: skip
+    _, callback = model._setup_learn(1)
+    env.infos = []
+    buffer = model.rollout_buffer
+    model.collect_rollouts(env, callback, buffer, 0)
+
+    # The batch
+    episodes = reference_episodes(env, case)
+    assert [end - first for _, first, end in episodes] == buffer.lengths.tolist()
+    assert [episode.env_idx for episode in buffer.episodes] == [i for i, _, _ in episodes]
+    if len(episodes) < 2:
+        event("nothing to learn from")
+        return
+    batch = next(buffer.get())
+    rows = [(step, i) for i, first, end in episodes for step in range(first, end)]
+    for row, (step, i) in enumerate(rows):
+        shown = pick(env.observations, step, i)
+        for key in shown if isinstance(shown, dict) else [None]:
+            stored = batch.observations[row] if key is None else batch.observations[key][row]
+            np.testing.assert_array_equal(stored.numpy().ravel(), np.float32(np.ravel(shown if key is None else shown[key])))
+        taken = batch.actions[row].numpy()
+        taken = np.clip(taken, action_space.low, action_space.high) if case["action"] == "box" else taken
+        np.testing.assert_array_equal(taken.ravel(), np.ravel(env.actions[step][i]))
+    np.testing.assert_array_equal(buffer.rewards, [env.rewards[step][i] for step, i in rows])
+
+    # The advantages
+    advantages, returns = reference_advantages(model, env, episodes, case)
+    model._compute_advantages()
+    spread = np.abs(returns).max() if not case["normalize_advantage"] else np.abs(advantages).max()
+    np.testing.assert_allclose(buffer.advantages, advantages, rtol=1e-4, atol=1e-4 * spread + 1e-6)
+
+    # The gradient
+    if len(rows) > 600:
+        event("too long for the slow gradient")
+        return
+    event("compared to the end")
+    model.policy.set_training_mode(True)
+    model._compute_gradient()
+    parameters = [p for name, p in model.policy.named_parameters() if "value_net" not in name]
+    found = th.cat([(th.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    expected = reference_gradient(model, env, episodes, batch.actions, buffer.advantages, case)
+    scale = expected.abs().max().item()
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3, atol=1e-3 * scale + 1e-6)
