@@ -1,4 +1,11 @@
-from sb3_reinforce.zoo.cli import main
+from sb3_reinforce.compare.cli import COMMANDS
+from sb3_reinforce.zoo import cli
+
+
+def main() -> None:
+    """``sb3-reinforce COMMAND [ARGUMENTS]``"""
+    cli.main(COMMANDS)
+
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ PACKAGE = Path(sb3_reinforce.__file__).parent
 
 # A module may only import from those with a lower rank; a new module needs one
 RANKS = {
+    "checkpoint": 0,
     "returns": 0,
     "baselines": 1,
     "buffers": 2,
@@ -28,7 +29,18 @@ RANKS = {
     "zoo.exp_manager": 8,
     "zoo": 9,
     "zoo.cli": 10,
-    "__main__": 11,
+    "compare.files": 11,
+    "compare.references": 11,
+    "compare.contenders": 12,
+    "compare.job": 12,
+    "compare.results": 12,
+    "compare.plots": 13,
+    "compare.gradients": 14,
+    "compare.report": 14,
+    "compare.runner": 15,
+    "compare": 16,
+    "compare.cli": 17,
+    "__main__": 18,
 }
 
 

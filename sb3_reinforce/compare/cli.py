@@ -1,0 +1,104 @@
+"""The commands ``compare`` and ``gradients`` of ``sb3-reinforce``. Imports nothing heavy."""
+
+import argparse
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+
+
+def compare() -> None:
+    """
+    ``sb3-reinforce compare``: the exit status is 0 if all runs are done, 1 if one has failed, 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(
+        description="Train algorithms on environments with many seeds, evaluate them, and write a report.",
+        epilog="A variant of an algorithm is NAME=ALGO:key:value,key:value with values in YAML, for example "
+        "no_baseline=reinforce:baseline:null. conf_file:FILE.yml takes the hyperparameters from another file, "
+        "entry:NAME another entry than that of the environment; entry:default are the defaults of the constructor.",
+    )
+    parser.add_argument("--env", nargs="+", default=[], metavar="ID", help="environment IDs")
+    parser.add_argument("--algos", nargs="+", default=[], metavar="ALGO", help="algorithms of RL Zoo, or variants of them")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="random generator seeds")
+    parser.add_argument("-n", "--n-timesteps", type=int, default=-1, help="time steps of a run (default: those of the entry)")
+    parser.add_argument("--eval-freq", type=int, default=25_000, help="evaluate every n steps (if negative, at the end only)")
+    parser.add_argument("--eval-episodes", type=int, default=20, help="number of episodes of an evaluation")
+    parser.add_argument(
+        "--thresholds", nargs="+", type=float, help="return to reach, one or one per environment (default: Gymnasium's)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
+    parser.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky", help="processes here, or a cluster")
+    parser.add_argument("--address", help="address of the cluster's scheduler")
+    parser.add_argument("--resume", action="store_true", help="run what is missing in --out, or has failed")
+    parser.add_argument("--report", action="store_true", help="run nothing, write the report of what is in --out again")
+    parser.add_argument("--vec-env", choices=["dummy", "subproc"], default="dummy", help="VecEnv type")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
+    args = parser.parse_args()
+
+    if args.report and not args.out.is_dir():
+        parser.error(f"--out {args.out} must be a folder")
+    if args.report:
+        from sb3_reinforce.compare.report import write_report
+
+        write_report(args.out)
+        return
+    if args.backend != "loky" and args.address is None:
+        parser.error(f"--backend {args.backend} needs the --address of a cluster")
+    from sb3_reinforce.compare import runner
+    from sb3_reinforce.zoo import register
+
+    register()
+    try:
+        is_complete = runner.compare(
+            envs=args.env,
+            algos=args.algos,
+            seeds=args.seeds,
+            out=args.out,
+            n_timesteps=args.n_timesteps,
+            eval_freq=args.eval_freq,
+            n_eval_episodes=args.eval_episodes,
+            thresholds=args.thresholds,
+            n_jobs=args.jobs,
+            backend=args.backend,
+            address=args.address,
+            resume=args.resume,
+            gym_packages=args.gym_packages,
+            vec_env=args.vec_env,
+            command=shlex.join([*sys.argv[0].split(), *sys.argv[1:]]),
+        )
+    except KeyboardInterrupt:
+        print("Interrupted: --resume goes on with what is missing")
+        sys.exit(130)
+    sys.exit(0 if is_complete else 1)
+
+
+def gradients() -> None:
+    """``sb3-reinforce gradients``"""
+    parser = argparse.ArgumentParser(
+        description="Measure the quality of gradient estimates of a policy: variance, signal-to-noise ratio, cosine between "
+        "independent batches and noise scale, for every return and baseline of REINFORCE, by the number of episodes.",
+    )
+    parser.add_argument("--model", type=Path, metavar="ZIP", help="a trained REINFORCE (default: a fresh one)")
+    parser.add_argument("--env", metavar="ID", help="environment ID (default: the name of the model's file)")
+    parser.add_argument("-n", "--n-episodes", type=int, default=256, help="number of episodes")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 4, 8, 16, 32], help="episodes per estimate")
+    parser.add_argument("--seed", type=int, default=0, help="random generator seed")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
+    args = parser.parse_args()
+
+    from sb3_reinforce.compare import gradients
+
+    for module in args.gym_packages:
+        import_module(module)
+    command = shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
+    gradients.gradients(args.out, args.model, args.env, args.n_episodes, args.batch_sizes, args.seed, command)
+    print((args.out / "gradients.md").read_text())
+
+
+#: Name of each command, what it does, and how
+COMMANDS = {
+    "compare": ("compare algorithms over many seeds", compare),
+    "gradients": ("measure the quality of gradient estimates", gradients),
+}

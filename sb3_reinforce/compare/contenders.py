@@ -1,0 +1,137 @@
+"""Who takes part in a comparison: algorithms of RL Zoo under names, each with its hyperparameters for every environment."""
+
+import io
+import re
+from contextlib import redirect_stdout
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import rl_zoo3
+import yaml
+from rl_zoo3.utils import ALGOS
+
+from sb3_reinforce.compare.references import REFERENCES
+from sb3_reinforce.vec_env.envpool import closest
+from sb3_reinforce.zoo.exp_manager import ExperimentManager, check_keys
+from sb3_reinforce.zoo.hyperparams import read_hyperparams
+
+#: Settings of a variant that say where its hyperparameters come from
+SOURCES = ("conf_file", "entry")
+
+
+class Contender(NamedTuple):
+    """
+    :param name: Its name in the comparison
+    :param algo: Algorithm, as on the command line of RL Zoo
+    :param settings: Hyperparameters that differ from the entry of the environment, and ``conf_file`` and ``entry``
+    """
+
+    name: str
+    algo: str
+    settings: dict[str, Any]
+
+
+def split_items(text: str) -> list[str]:
+    """
+    :param text: Items with commas between them
+    :return: The items: a comma in brackets is part of one
+    """
+    items, depth = [""] if text else [], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += character
+    return items
+
+
+def parse_contender(text: str) -> Contender:
+    """
+    :param text: ``ALGO`` or ``NAME=ALGO:key:value,key:value``. The values are YAML. ``conf_file`` names a YAML file of
+        hyperparameters, ``entry`` the entry to take from the file, instead of that of the environment
+    :return: The contender
+    :raises ValueError: If the text is of another form, or there is no such algorithm
+    """
+    match = re.fullmatch(r"(?:([\w.-]+)=)?([^:=]+)(?::(.+))?", text)
+    if match is None or (match[3] and not match[1]):
+        raise ValueError(f"{text!r} must be ALGO or NAME=ALGO:key:value,key:value (NAME of letters, digits and . - _)")
+    name, algo = match[1] or match[2], match[2]
+    if algo not in ALGOS:
+        raise ValueError(f"{algo!r} is no algorithm, did you mean {closest(algo, list(ALGOS))!r}?")
+    if name in REFERENCES:
+        raise ValueError(f"{name!r} is the name of a reference, choose another one")
+    settings: dict[str, Any] = {}
+    for item in split_items(match[3] or ""):
+        key, colon, value = item.partition(":")
+        if not colon:
+            raise ValueError(f"{item!r} in {text!r} must be key:value")
+        try:
+            settings[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{value!r} in {text!r} is not YAML") from error
+        if re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value.strip(), re.IGNORECASE):
+            settings[key.strip()] = float(value)  # YAML takes 1e-4, without a point, for a text
+    conf_file = settings.get("conf_file", "hyperparams.yml")
+    if not (isinstance(conf_file, str) and conf_file.endswith((".yml", ".yaml"))):
+        raise ValueError(f"conf_file:{conf_file} must be a .yml file")
+    return Contender(name, algo, settings)
+
+
+def check_env(env_id: str) -> None:
+    """
+    :param env_id: Id of an environment
+    :raises ValueError: If there is no such environment
+    """
+    if env_id not in gym.registry:
+        raise ValueError(f"{env_id!r} is no environment, did you mean {closest(env_id, list(gym.registry))!r}?")
+
+
+def read_entries(algo: str, conf_file: str | None) -> dict[str, Any]:
+    """
+    :param algo: Algorithm
+    :param conf_file: A file of hyperparameters, ``None`` for RL Zoo's and those of this package
+    :return: Its entries
+    :raises ValueError: If there is no such file, or it is not YAML
+    """
+    if conf_file is None:
+        zoo = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml"
+        return {**(read_entries(algo, str(zoo)) if zoo.is_file() else {}), **read_hyperparams(algo)}
+    try:
+        return yaml.safe_load(Path(conf_file).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"conf_file:{conf_file} cannot be read: {error}") from error
+
+
+def resolve(contender: Contender, env_id: str, n_timesteps: int, vec_env: str = "dummy") -> dict[str, Any]:
+    """
+    :param contender: A contender
+    :param env_id: Id of an environment
+    :param n_timesteps: Number of time steps, not positive for that of the entry
+    :param vec_env: Kind of the vectorized environment
+    :return: Its hyperparameters, as an entry of a file of RL Zoo
+    :raises ValueError: If there are none, or they do not go with the algorithm
+    """
+    overrides = {key: value for key, value in contender.settings.items() if key not in SOURCES}
+    conf_file, entry = (contender.settings.get(key) for key in SOURCES)
+
+    def make_manager(**kwargs: Any) -> ExperimentManager:
+        return ExperimentManager(
+            None, contender.algo, env_id, "", n_timesteps=n_timesteps, vec_env_type=vec_env, verbose=0, **kwargs
+        )
+
+    with redirect_stdout(io.StringIO()):
+        manager = make_manager(config=conf_file, hyperparams=overrides)
+        if entry is not None:
+            entries = read_entries(contender.algo, conf_file)
+            check_keys([entry], entries, f"an entry of {conf_file or contender.algo}")
+            hyperparams = {**entries[entry], **overrides}
+        else:
+            hyperparams, _ = manager.read_hyperparameters()
+        # Checks them, and changes them
+        make_manager()._preprocess_hyperparams(deepcopy(hyperparams))
+    if n_timesteps > 0:
+        hyperparams["n_timesteps"] = n_timesteps
+    return hyperparams

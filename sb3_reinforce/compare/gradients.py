@@ -1,0 +1,308 @@
+"""
+The quality of gradient estimates: how much of them is signal, for every return, every baseline and several numbers of
+episodes, all on the same episodes of one policy.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch as th
+from gymnasium import spaces
+from rl_zoo3.utils import create_test_env, get_saved_hyperparams
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from torch.func import functional_call, vjp, vmap
+
+from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.compare.contenders import check_env
+from sb3_reinforce.compare.plots import plot_gradients
+from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.returns import RETURNS, timesteps
+from sb3_reinforce.rollout import check_number
+
+#: A return and a baseline
+Estimator = tuple[str, str | None]
+
+#: All that go together: the baseline of each time step is made for the reward-to-go, and so is the critic
+ESTIMATORS: tuple[Estimator, ...] = tuple(
+    (returns, baseline)
+    for returns in RETURNS
+    for baseline in (None, *BASELINES, "value")
+    if returns == "reward_to_go" or baseline not in ("timestep", "value")
+)
+
+#: Passes of a critic that is fitted here
+N_VALUE_EPOCHS = 30
+
+COLUMNS = ("returns", "baseline", "n_episodes", "n_batches", "variance", "snr", "cosine", "noise_scale")
+
+
+class LogProb(th.nn.Module):
+    """
+    A policy's log-probability of actions, as a function of its parameters.
+
+    :param policy: The policy
+    """
+
+    def __init__(self, policy: ActorCriticPolicy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        return self.policy.get_distribution(observations).log_prob(actions)
+
+
+def collect(model: REINFORCE, n_episodes: int) -> None:
+    """
+    Fill the rollout buffer of a model, as training does.
+
+    :param model: The model
+    :param n_episodes: Number of episodes
+    """
+    model.n_episodes, model.min_steps = n_episodes, 0
+    model.tensorboard_log, model.verbose = None, 0
+    _, callback = model._setup_learn(1)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 0)  # type: ignore[arg-type]
+
+
+def fit_critic(model: REINFORCE, n_episodes: int) -> None:
+    """
+    Fit the critic of a model to other episodes than those that the gradients are taken of.
+
+    :param model: The model
+    :param n_episodes: Number of episodes
+    """
+    collect(model, n_episodes)
+    model.baseline, model.returns, model.n_value_epochs = "value", "reward_to_go", N_VALUE_EPOCHS
+    model._compute_advantages()
+    model._fit_value()
+
+
+def advantages(
+    estimator: Estimator,
+    rewards: np.ndarray,
+    lengths: np.ndarray,
+    values: np.ndarray,
+    last_values: np.ndarray,
+    gamma: float,
+    discount_states: bool,
+) -> np.ndarray:
+    """
+    What multiplies the gradients of the log-probabilities in ``g = 1/N sum_i sum_t w_t grad log pi_it (R_it - b_it)``.
+
+    :param estimator: Return and baseline
+    :param rewards: Rewards of the episodes of a batch, end to end, shape ``(n_steps,)``
+    :param lengths: Their lengths, shape ``(n_episodes,)``
+    :param values: The critic's values of the observations, shape ``(n_steps,)``
+    :param last_values: What comes after the last step of each episode, shape ``(n_episodes,)``
+    :param gamma: Discount factor
+    :param discount_states: Whether ``w_t`` is ``gamma^t``
+    :return: Advantages, shape ``(n_steps,)``
+    """
+    name, baseline = estimator
+    returns = advantages = RETURNS[name](rewards, lengths, gamma, last_values)
+    if baseline is not None:
+        advantages = returns - (values if baseline == "value" else BASELINES[baseline](returns, lengths))
+    # As in training, what is left of equal returns by rounding is nothing
+    advantages = np.where(np.abs(advantages) > 1e-9 * np.abs(returns).max(), advantages, 0.0)
+    return advantages * gamma ** timesteps(lengths) if discount_states else advantages
+
+
+def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Estimator] = ESTIMATORS) -> Iterator[np.ndarray]:
+    """
+    Gradient estimates of independent batches of the episodes in the rollout buffer of a model. One forward pass per
+    episode, and one backward pass that ``torch.func`` vectorizes over the estimators.
+
+    :param model: The model
+    :param n_episodes: Number of episodes per batch
+    :param estimators: Returns and baselines
+    :return: For each batch its gradients, shape ``(n_estimators, n_parameters)``, in double precision
+    """
+    buffer = model.rollout_buffer
+    ends = np.cumsum(buffer.lengths)
+    starts = ends - buffer.lengths
+    batch = next(buffer.get())
+    actions = batch.actions.flatten() if isinstance(model.action_space, spaces.Discrete) else batch.actions.float()
+    values = np.concatenate([model._predict_values(part.observations) for part in buffer.get(model._chunk_size)])
+    last_values = model._last_values()
+    log_prob = LogProb(model.policy)
+    parameters = {name: p.detach() for name, p in log_prob.named_parameters() if ".value_net" not in name}
+
+    def pull_back(steps: slice, cotangents: np.ndarray) -> np.ndarray:
+        whole: Any = batch.observations
+        observations = {key: value[steps] for key, value in whole.items()} if isinstance(whole, dict) else whole[steps]
+        _, function, *_ = vjp(lambda p: functional_call(log_prob, p, (observations, actions[steps])), parameters)
+        (pulled,) = vmap(function)(th.as_tensor(cotangents, dtype=th.float32, device=model.device))
+        return th.cat([pulled[name].flatten(1) for name in parameters], dim=1).double().cpu().numpy()
+
+    for first in range(0, buffer.n_episodes - n_episodes + 1, n_episodes):
+        episodes = np.arange(first, first + n_episodes)
+        offset, steps = starts[first], slice(starts[first], ends[episodes[-1]])
+        data = (buffer.rewards[steps], buffer.lengths[episodes], values[steps], last_values[episodes])
+        weights = np.stack([advantages(e, *data, model.gamma, model.discount_states) for e in estimators])
+        pulled = [pull_back(slice(starts[i], ends[i]), weights[:, starts[i] - offset : ends[i] - offset]) for i in episodes]
+        yield np.sum(pulled, axis=0) / n_episodes
+
+
+def quality(gradients: Iterable[np.ndarray], n_episodes: int) -> dict[str, np.ndarray]:
+    """
+    With ``g_b`` the gradients of ``B`` independent batches of ``n`` episodes, ``G`` their expectation:
+
+    * ``variance``: trace of the covariance of ``g_b``, the mean squared distance from ``G``
+    * ``snr``: ``|G|^2 / variance``, with the unbiased estimate ``|mean g_b|^2 - variance / B`` of ``|G|^2``; NaN where
+      that is not positive, as no signal can be told from the noise
+    * ``cosine``: mean cosine between two different batches; a gradient of zero has none with any other
+    * ``noise_scale``: ``n variance / |G|^2``, the number of episodes at which signal and noise are equal (McCandlish et
+      al., An empirical model of large-batch training, https://arxiv.org/abs/1812.06162, eq. 2.8)
+
+    :param gradients: Gradients of the batches, each of shape ``(n_estimators, n_parameters)``, two batches or more
+    :param n_episodes: Number of episodes per batch
+    :return: These numbers, each of shape ``(n_estimators,)``, and ``n_batches``
+    """
+    n_batches = 0
+    total: Any = 0.0
+    squares: Any = 0.0
+    directions: Any = 0.0
+    same: Any = 0.0
+    # One after the other, as all at once would take memory for every batch
+    for gradient in gradients:
+        n_batches += 1
+        square = (gradient**2).sum(axis=1)
+        direction = gradient / np.sqrt(np.where(square > 0, square, 1))[:, None]
+        total, squares = total + gradient, squares + square
+        directions, same = directions + direction, same + (direction**2).sum(axis=1)
+    square_of_mean = (total**2).sum(axis=1) / n_batches**2
+    variance = np.maximum(squares - n_batches * square_of_mean, 0) / (n_batches - 1)
+    signal = square_of_mean - variance / n_batches
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr = np.where(signal > 0, signal / variance, np.nan)
+    cosine = ((directions**2).sum(axis=1) - same) / (n_batches * (n_batches - 1))
+    return {
+        "n_batches": np.full(len(snr), n_batches),
+        "variance": variance,
+        "snr": snr,
+        "cosine": cosine,
+        "noise_scale": n_episodes / snr,
+    }
+
+
+def measure(model: REINFORCE, batch_sizes: Sequence[int]) -> pd.DataFrame:
+    """
+    :param model: A model with episodes in its rollout buffer
+    :param batch_sizes: Numbers of episodes per batch
+    :return: One row per estimator and number of episodes, with the columns :data:`COLUMNS`
+    """
+    names = pd.DataFrame([(returns, baseline or "none") for returns, baseline in ESTIMATORS], columns=list(COLUMNS[:2]))
+    tables = [names.assign(n_episodes=n, **quality(batch_gradients(model, n), n)) for n in batch_sizes]
+    return pd.concat(tables).sort_values(["returns", "baseline", "n_episodes"], kind="stable")[list(COLUMNS)]
+
+
+def make_env(model_path: Path | None, env_id: str, seed: int) -> VecEnv:
+    """
+    :param model_path: Model in a log folder of RL Zoo, whose wrappers and normalization are used, or elsewhere
+    :param env_id: Id of an environment
+    :param seed: Seed
+    :return: The environment
+    """
+    folder = "" if model_path is None else str(model_path.parent / env_id.replace("/", "-"))
+    hyperparams, stats_path = get_saved_hyperparams(folder, norm_reward=True)
+    env = create_test_env(env_id, 1, stats_path, seed, should_render=False, hyperparams=hyperparams)
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is not None:  # The critic was trained on these rewards
+        normalizer.norm_reward = hyperparams.get("normalize_kwargs", {}).get("norm_reward", True)
+    return env
+
+
+def report(table: pd.DataFrame, title: str) -> str:
+    """
+    :param table: What was measured
+    :param title: First lines
+    :return: The report, in Markdown
+    """
+    lines = [title, "", "| returns | baseline | episodes | batches | variance | SNR | cosine | noise scale |"]
+    lines.append("|---" * 8 + "|")
+    formats: dict[str, Callable[[Any], str]] = {
+        "variance": "{:.3g}".format,
+        "snr": "{:.3g}".format,
+        "cosine": "{:.3f}".format,
+        "noise_scale": "{:.1f}".format,
+    }
+    for row in table.to_dict("records"):
+        cells = ["" if pd.isna(row[key]) else formats.get(key, str)(row[key]) for key in COLUMNS]
+        lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
+    lines.append("")
+    unbiased = table[(table["returns"] != "mean_reward_to_go") & (table["baseline"] != "mean") & np.isfinite(table["snr"])]
+    for n_episodes, group in unbiased.groupby("n_episodes"):
+        best = group.iloc[group["snr"].argmax()]
+        lines.append(
+            f"* {n_episodes} episodes: the highest signal-to-noise ratio without bias is that of {best['returns']} with "
+            f"baseline {best['baseline']}, {best['snr']:.3g} (from {best['n_batches']} batches: small differences are chance)"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def gradients(
+    out: Path | str,
+    model_path: Path | str | None = None,
+    env_id: str | None = None,
+    n_episodes: int = 256,
+    batch_sizes: Sequence[int] = (2, 4, 8, 16, 32),
+    seed: int = 0,
+    command: str = "",
+) -> pd.DataFrame:
+    """
+    Measure how good gradient estimates of a policy are, and write ``gradients.csv``, ``gradients.md`` and a picture.
+
+    The critic is the model's own where it has learned one, or else fitted to as many other episodes.
+
+    :param out: Folder to write to
+    :param model_path: A saved ``REINFORCE``; ``None``: a fresh one
+    :param env_id: Id of the environment; ``None``: the name of the model's file
+    :param n_episodes: Number of episodes
+    :param batch_sizes: Numbers of episodes per gradient estimate
+    :param seed: Seed
+    :param command: The command that asked for this, for the report
+    :return: What was measured
+    :raises ValueError: If an argument cannot be
+    """
+    out, model_path = Path(out), None if model_path is None else Path(model_path)
+    if model_path is not None and not (model_path.suffix == ".zip" and model_path.is_file()):
+        raise ValueError(f"--model {model_path} must be the path of a .zip file")
+    if env_id is None and model_path is None:
+        raise ValueError("--model or --env is required")
+    env_id = env_id or model_path.stem  # type: ignore[union-attr]
+    check_env(env_id)
+    for size in batch_sizes:
+        check_number("batch_sizes", size, 2, n_episodes // 2, integer=True)
+    env = make_env(model_path, env_id, seed)
+    if model_path is None:
+        model = REINFORCE("MlpPolicy", env, seed=seed)
+    else:
+        model = REINFORCE.load(model_path, env=env, seed=seed)
+    if model.time_limit == "discard":
+        raise ValueError("time_limit='discard' leaves out episodes: the numbers per batch would not be those asked for")
+    if model.baseline != "value":
+        fit_critic(model, n_episodes)
+    collect(model, n_episodes)
+    table = measure(model, batch_sizes)
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "gradients.csv", index=False, float_format="%.6g")
+    lengths = model.rollout_buffer.lengths
+    title = f"""# Gradient estimates of {"a fresh policy" if model_path is None else model_path.name} in {env_id}
+
+```
+{command}
+```
+
+{n_episodes} episodes of {lengths.mean():.1f} steps on average, gamma {model.gamma:g}, seed {seed}.
+
+variance: trace of the covariance between batches. SNR: squared norm of the expectation over that variance (blank: no signal
+can be told from the noise). cosine: between two independent batches. noise scale: number of episodes at which the SNR is 1.
+The estimates are those of the formula: normalize_advantage, reduction and gae_lambda of the model are left out."""
+    (out / "gradients.md").write_text(report(table, title))
+    plot_gradients(table, out, env_id)
+    return table

@@ -1,0 +1,185 @@
+"""Pictures of a comparison, as PNG and SVG, the same to the byte for the same data."""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sb3_reinforce.compare.results import KINDS, REPS
+
+Color: TypeAlias = tuple[float, float, float]
+
+#: Colour of each algorithm, the same everywhere
+COLORS: dict[str | None, Color] = {
+    None: (0.5, 0.5, 0.5),
+    **dict(zip(("reinforce", "ppo", "a2c"), sns.color_palette("colorblind"), strict=False)),
+}
+
+#: Line styles and markers of the contenders, which tell them apart without colour
+DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (5, 1, 1, 1), (8, 2), (3, 1, 1, 1, 1, 1), (2, 2), (6, 1, 3, 1))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+AXES = {
+    "num_timesteps": ("curves_steps", "Environment steps"),
+    "seconds": ("curves_seconds", "Seconds of training"),
+    "episodes": ("curves_episodes", "Episodes"),
+}
+
+
+def styles(contenders: dict[str, Any]) -> dict[str, tuple[Color, tuple[float, ...], str]]:
+    """
+    :param contenders: Contenders of a comparison
+    :return: Colour, dashes and marker of each. Contenders of the same algorithm have lighter shades of its colour
+    """
+    others = iter(sns.color_palette("colorblind")[len(COLORS) :] * len(contenders))
+    colors = dict(COLORS)
+    count: dict[str | None, int] = {}
+    found = {}
+    for number, (name, settings) in enumerate(contenders.items()):
+        algo = settings["algo"]
+        if algo not in colors:
+            colors[algo] = next(others)
+        lightness = 1 - 0.75 ** count.get(algo, 0)
+        count[algo] = count.get(algo, 0) + 1
+        red, green, blue = (channel + (1 - channel) * lightness for channel in colors[algo])
+        found[name] = ((red, green, blue), DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)])
+    return found
+
+
+def save(figure: Figure, path: Path) -> None:
+    """
+    :param figure: A figure, which is closed
+    :param path: Where to write it, without extension
+    """
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)
+
+
+def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
+    """
+    :param envs: Ids of environments
+    :param height: Height of a panel, in inches
+    :return: A figure with one panel for each
+    """
+    n_columns = min(len(envs), 3)
+    n_rows = -(-len(envs) // n_columns)
+    width = 8.0 if n_columns == 1 else 5.0 * n_columns
+    figure, grid = plt.subplots(n_rows, n_columns, figsize=(width, height * n_rows), layout="constrained", squeeze=False)
+    panels = list(grid.flat)
+    for axes in panels[len(envs) :]:
+        axes.set_axis_off()
+    for axes, env_id in zip(panels, envs, strict=False):
+        axes.set_title(env_id)
+        axes.grid(alpha=0.3)
+    return figure, panels[: len(envs)]
+
+
+def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path) -> None:
+    """
+    Mean learning curves over the seeds with their 95 % bootstrap intervals, over steps, seconds and episodes. A curve ends
+    where the first of its runs does.
+
+    :param curves: As :func:`~sb3_reinforce.compare.results.read_curves` gives them
+    :param comparison: What is compared
+    :param folder: Where to write the pictures
+    """
+    style = styles(comparison["contenders"])
+    for axis, (name, label) in AXES.items():
+        figure, panels = make_panels(comparison["envs"], 4.5)
+        for axes, env_id in zip(panels, comparison["envs"], strict=True):
+            of_axis = curves[(curves["env"] == env_id) & (curves["axis"] == axis)]
+            for contender, curve in of_axis.groupby("contender", sort=False):
+                counts = curve.groupby("x")["seed"].count()
+                curve = curve[curve["x"].isin(counts.index[counts == counts.max()])]
+                color, dashes, marker = style[str(contender)]
+                n_points = curve["x"].nunique()
+                sns.lineplot(
+                    curve, x="x", y="return", errorbar=("ci", 95), n_boot=REPS, seed=0, ax=axes, color=color, label=contender,
+                    marker=marker, markevery=max(n_points // 6, 1), markersize=6, dashes=dashes or (None, None),
+                )  # fmt: skip
+            threshold = comparison["thresholds"][env_id]
+            if threshold is not None:
+                axes.axhline(threshold, color="0.3", linewidth=0.8, linestyle=":")
+            axes.set(xlabel=label, ylabel="Return (mean of 20 training episodes)")
+            if axis != "num_timesteps":
+                axes.set_xscale("log")
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(fontsize="small")
+        save(figure, folder / name)
+
+
+def plot_scores(runs: pd.DataFrame, statistics: dict[str, Any], comparison: dict[str, Any], folder: Path) -> None:
+    """
+    Final scores: each run, and the interquartile mean with its interval.
+
+    :param runs: Runs of a comparison
+    :param statistics: Their statistics
+    :param comparison: What is compared
+    :param folder: Where to write the picture
+    """
+    style = styles(comparison["contenders"])
+    names = list(comparison["contenders"])
+    figure, panels = make_panels(comparison["envs"], 1.0 + 0.55 * len(names))
+    for axes, env_id in zip(panels, comparison["envs"], strict=True):
+        for position, name in enumerate(names):
+            color, _, marker = style[name]
+            for kind, offset in zip(KINDS, (-0.17, 0.17), strict=True):
+                scores = runs[(runs["env"] == env_id) & (runs["contender"] == name)][kind].dropna()
+                iqm = statistics[env_id][name][kind]["iqm"]
+                if iqm["value"] is None:
+                    continue
+                face = color if kind == "deterministic" else "white"
+                y = position + offset
+                axes.plot(scores, np.full(len(scores), y), "|", color="0.4", markersize=7, alpha=0.7)
+                low, high = iqm["interval"] or (iqm["value"], iqm["value"])
+                axes.plot([low, high], [y, y], color=color, linewidth=3, alpha=0.6)
+                axes.plot(iqm["value"], y, marker, color=color, markerfacecolor=face, markersize=7)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel("Final score: deterministic (filled), stochastic (open)\nIQM with 95 % interval; bars: single runs")
+    save(figure, folder / "scores")
+
+
+def plot_gradients(table: pd.DataFrame, folder: Path, title: str) -> None:
+    """
+    Quality of gradient estimates against the number of episodes: one line per return and baseline.
+
+    :param table: As :func:`~sb3_reinforce.compare.gradients.measure` gives it
+    :param folder: Where to write the picture
+    :param title: Its title
+    """
+    figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharex=True)
+    labels = {
+        "variance": "Variance",
+        "snr": "Signal-to-noise ratio",
+        "cosine": "Cosine between two batches",
+        "noise_scale": "Noise scale (episodes)",
+    }
+    returns, baselines = (list(dict.fromkeys(table[key])) for key in ("returns", "baseline"))
+    colors = sns.color_palette("colorblind", len(baselines))
+    for axes, (key, label) in zip(panels.flat, labels.items(), strict=True):
+        for (name, baseline), line in table.groupby(["returns", "baseline"], sort=False):
+            number = baselines.index(baseline)
+            axes.plot(
+                line["n_episodes"], line[key], color=colors[number], marker=MARKERS[number], markersize=5,
+                dashes=DASHES[returns.index(name)] or (None, None), label=f"{name}, {baseline}",
+            )  # fmt: skip
+        axes.set(xscale="log", xlabel="Episodes per estimate", ylabel=label)
+        axes.set_xticks(sorted(table["n_episodes"].unique()), [str(n) for n in sorted(table["n_episodes"].unique())])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        if key != "cosine":
+            axes.set_yscale("log")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", title="Return, baseline")
+    figure.suptitle(title)
+    save(figure, folder / "gradients")

@@ -1,0 +1,46 @@
+"""Environments for the tests of comparisons, which processes that are started by them import."""
+
+import os
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+#: While this folder holds a file "raise" or "slow", environments do so
+SWITCHES = Path(os.environ.get("COMPARE_ENVS", "/nowhere"))
+
+
+class SwitchedEnv(gym.Env):
+    """
+    Ten steps, each rewarded with one less the size of the action.
+
+    :param switch: "raise": raises in its 50th step, "slow": sleeps in every step
+    """
+
+    observation_space = spaces.Box(0, 10, (1,))
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, switch=None):
+        self.switch = switch
+        self.n_steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        self.n_steps += 1
+        if self.switch == "raise" and self.n_steps == 50 and (SWITCHES / "raise").is_file():
+            raise RuntimeError("the motor is broken")
+        if self.switch == "slow" and (SWITCHES / "slow").is_file():
+            time.sleep(0.02)
+        return np.full(1, self.time, np.float32), 1 - float(np.abs(action).sum()), self.time == 10, False, {}
+
+
+gym.register("Plain-v0", SwitchedEnv, reward_threshold=5)
+gym.register("Raising-v0", SwitchedEnv, kwargs={"switch": "raise"}, reward_threshold=5)
+gym.register("Slow-v0", SwitchedEnv, kwargs={"switch": "slow"}, reward_threshold=5)

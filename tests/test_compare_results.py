@@ -1,0 +1,240 @@
+"""The statistics of a comparison against closed forms, against rliable, and against simulation."""
+
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from rliable.library import get_interval_estimates
+from rliable.metrics import aggregate_iqm, probability_of_improvement
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnvWrapper
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.compare.job import Recorder, TimedEvalCallback
+from sb3_reinforce.compare.plots import styles
+from sb3_reinforce.compare.references import evaluate_reference
+from sb3_reinforce.compare.report import interval, number
+from sb3_reinforce.compare.results import (
+    NEVER,
+    REPS,
+    WINDOW,
+    estimate,
+    finite,
+    learning_curve,
+    median_ratio,
+    reach,
+    read_curves,
+    statistics,
+)
+from tests import compare_envs
+from tests.envs import CountEnv
+
+
+def episodes(returns, lengths=None, seconds=None):
+    lengths = np.full(len(returns), 10) if lengths is None else np.asarray(lengths)
+    seconds = np.arange(1, len(returns) + 1) / 10 if seconds is None else seconds
+    columns = {"num_timesteps": lengths.cumsum(), "seconds": seconds, "return": returns, "length": lengths}
+    return pd.DataFrame(columns)
+
+
+def test_closed_forms():
+    scores = np.array([8.0, 1, 3, 2, 5, 4, 6, 7])
+    assert estimate(aggregate_iqm, scores)["value"] == 4.5  # The mean of 3, 4, 5, 6
+    assert estimate(np.mean, scores)["value"] == 4.5
+    x, y = np.array([1.0, 2, 3]), np.array([2.0, 2.5])
+    # Of six pairs one and a half and two are won: 3 beats both, 2 is as good as 2
+    assert estimate(probability_of_improvement, x, y)["value"] == pytest.approx(2.5 / 6)
+    assert estimate(probability_of_improvement, x, x)["value"] == 0.5
+    assert estimate(probability_of_improvement, np.full(3, 7.0), np.full(2, 7.0))["value"] == 0.5
+    assert estimate(median_ratio, np.array([1.0, 2, 9]), np.array([4.0, 8]))["value"] == pytest.approx(2 / 6)
+
+
+def test_intervals_are_those_of_rliable():
+    scores = np.random.default_rng(0).normal(size=10)
+    found = estimate(aggregate_iqm, scores)
+    np.random.seed(0)
+    points, intervals = get_interval_estimates(
+        {"x": scores[:, None]}, lambda x: np.array([aggregate_iqm(x)]), method="percentile", reps=REPS
+    )
+    assert found == {"value": points["x"][0], "interval": intervals["x"][:, 0].tolist(), "n": 10}
+
+
+def test_interval_of_a_mean():
+    """That of the normal distribution, for many runs."""
+    scores = np.random.default_rng(0).normal(5, 3, size=400)
+    low, high = estimate(np.mean, scores)["interval"]
+    half = 1.96 * scores.std() / np.sqrt(len(scores))
+    # The percentiles of 2000 resamples are this exact to about 4 %
+    np.testing.assert_allclose([low, high], [scores.mean() - half, scores.mean() + half], atol=0.12 * half)
+
+
+def test_coverage():
+    """The intervals of means of 20 runs hold the truth in about 95 % of the cases: 92.3 % are known for percentiles."""
+    rng = np.random.default_rng(1)
+    n_cases = 200
+    covered = 0
+    for _ in range(n_cases):
+        low, high = estimate(np.mean, rng.normal(size=20))["interval"]
+        covered += low < 0 < high
+    # Four standard deviations of a binomial distribution around 0.923: intervals of 80 % or 99.9 % are found out
+    assert abs(covered / n_cases - 0.923) < 4 * np.sqrt(0.923 * 0.077 / n_cases)
+
+
+def test_global_generator_is_left_alone():
+    np.random.seed(3)
+    expected = np.random.random()
+    np.random.seed(3)
+    estimate(np.mean, np.arange(4.0))
+    assert np.random.random() == expected
+
+
+def test_few_runs():
+    assert estimate(np.mean, np.array([])) == {"value": None, "interval": None, "n": 0}
+    assert estimate(np.mean, np.array([3.0])) == {"value": 3.0, "interval": None, "n": 1}
+
+
+def test_thresholds_that_are_not_reached():
+    """They count as slower than any other."""
+    median = lambda *steps: finite(estimate(np.median, np.array(steps)))  # noqa: E731
+    assert median(100.0, 200.0, NEVER)["value"] == 200
+    assert median(100.0, NEVER)["value"] is None
+    assert median(100.0, 200.0, NEVER)["interval"][1] is None
+    x, never = np.array([[100.0], [300.0]]), np.full((2, 1), NEVER)
+    assert median_ratio(x, x) == 1
+    assert median_ratio(never, x) == NEVER and median_ratio(x, never) == 0
+    assert median_ratio(never, never) == 1
+    assert finite({"value": np.nan, "interval": [0.5, np.nan], "n": 2})["value"] is None
+
+
+def test_reach():
+    returns = np.r_[np.zeros(30), np.full(40, 100.0)]
+    # After 10 of the 20 last episodes
+    assert reach(episodes(returns), 50) == (400, 4.0)
+    assert reach(episodes(returns), 100) == (500, 5.0)
+    assert np.isnan(reach(episodes(returns), 100.1)).all()
+    assert np.isnan(reach(episodes(returns), None)).all()
+    # Not before there are as many episodes as are averaged
+    assert reach(episodes(np.full(30, 100.0)), 100) == (10 * WINDOW, WINDOW / 10)
+    assert np.isnan(reach(episodes(np.full(WINDOW - 1, 100.0)), 100)).all()
+
+
+def test_learning_curve():
+    curve = learning_curve(episodes(np.arange(50.0)))
+    np.testing.assert_allclose(curve[:3], [0, 0.5, 1])
+    np.testing.assert_allclose(curve[49], np.arange(30, 50).mean())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two runs, of unequal length."""
+    for name, run in (("a", episodes([1.0, 3.0], [4, 6])), ("b", episodes([5.0, 7.0, 9.0], [10, 10, 20]))):
+        (tmp_path / name).mkdir()
+        run.to_csv(tmp_path / name / "episodes.csv", index=False)
+    return tmp_path
+
+
+def test_curves_are_on_one_grid(folder):
+    runs = pd.DataFrame({"status": "done", "contender": ["x", "x", "r"], "algo": ["ppo", "ppo", None], "env": "E"})
+    runs["seed"], runs["folder"] = [1, 2, 1], ["a", "b", "c"]
+    curves = read_curves(folder, runs)
+    by_steps = curves[curves["axis"] == "num_timesteps"].set_index(["seed", "x"])["return"]
+    # Nothing is known before the first episode ends, nor after the last one
+    first = by_steps.loc[1]
+    assert first.index.min() == 4 and first.index.max() == 10
+    assert first[4] == first[9] == 1 and first[10] == 2
+    second = by_steps.loc[2]
+    assert (second.index.min(), second.index.max()) == (10, 40)
+    assert second[10] == 5 and second[20] == 6 and second[40] == 7
+    by_episode = curves[curves["axis"] == "episodes"].set_index(["seed", "x"])["return"]
+    assert by_episode.loc[1].loc[2] == 2 and by_episode.loc[2].loc[3] == 7
+
+
+def test_statistics_of_unequal_fates():
+    """A run that has failed is counted, and does not count as a score; runs are compared with the first contender."""
+    nan = np.nan
+    rows = [
+        ("done", "reinforce", "reinforce", 1, 10.0, 100.0, 1.0),
+        ("done", "reinforce", "reinforce", 2, 20.0, 200.0, 2.0),
+        ("failed", "reinforce", "reinforce", 3, nan, nan, nan),
+        ("done", "ppo", "ppo", 1, 5.0, 400.0, 10.0),
+        ("done", "ppo", "ppo", 2, 15.0, nan, nan),
+        ("missing", "ppo", "ppo", 3, nan, nan, nan),
+    ]
+    keys = ["status", "contender", "algo", "seed", "deterministic", "steps_to_threshold", "seconds_to_threshold"]
+    runs = pd.DataFrame(rows, columns=keys).assign(env="E", stochastic=nan, steps_per_second=50.0)
+    found = statistics(runs)["E"]
+    reinforce, ppo = found["reinforce"], found["ppo"]
+    assert [reinforce[state] for state in ("done", "failed", "missing")] == [2, 1, 0]
+    assert [ppo[state] for state in ("done", "failed", "missing")] == [2, 0, 1]
+    assert reinforce["deterministic"]["mean"]["value"] == 15 and reinforce["deterministic"]["mean"]["n"] == 2
+    assert reinforce["deterministic"]["std"] == pytest.approx(np.sqrt(50))  # With n - 1
+    assert reinforce["stochastic"]["iqm"]["value"] is None and reinforce["stochastic"]["std"] is None
+    assert (reinforce["reached"], ppo["reached"]) == (2, 1)
+    assert reinforce["steps_to_threshold"]["value"] == 150 and ppo["steps_to_threshold"]["value"] is None
+    assert "probability_of_improvement" not in reinforce
+    assert ppo["probability_of_improvement"]["deterministic"]["value"] == 3 / 4
+
+
+def test_cells():
+    assert number(None) == number(np.nan) == "" and number(1234.56, 1) == "1,234.6"
+    assert interval({"value": None, "interval": None, "n": 0}, never="never") == ""
+    assert interval({"value": 5.0, "interval": [4.0, None], "n": 2}, never="never") == "5 [4, never]"
+    assert interval({"value": 5.0, "interval": None, "n": 1}) == "5"
+    assert interval(None) == ""
+
+
+def test_styles():
+    """The colour says which algorithm it is, in every comparison; each contender can be told apart without it."""
+    contenders = {name: {"algo": algo} for name, algo in (
+        ("a", "ppo"), ("b", "reinforce"), ("c", "ppo"), ("d", "tqc"), ("random", None))}  # fmt: skip
+    found = styles(contenders)
+    assert found["a"][0] == styles({"z": {"algo": "reinforce"}, "a": {"algo": "ppo"}})["a"][0]
+    assert len({style[0] for style in found.values()}) == len({style[1:] for style in found.values()}) == 5
+    assert len({*found["random"][0]}) == 1  # Grey
+
+
+def test_references():
+    assert evaluate_reference("zero_action", "Plain-v0", 0, 3) == [10.0] * 3
+    first, again, other = (evaluate_reference("random", "Plain-v0", seed, 40) for seed in (0, 0, 1))
+    assert first == again != other
+    # Ten steps of 1 - |a|, a uniform: mean 5, standard deviation sqrt(10/12); six standard errors
+    assert np.mean(first) == pytest.approx(5, abs=6 * np.sqrt(10 / 12 / 40))
+
+
+def make_plain_env():
+    return make_vec_env(compare_envs.SwitchedEnv)
+
+
+class SlowVecEnv(VecEnvWrapper):
+    """Takes a hundredth of a second per step."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        time.sleep(0.01)
+        return self.venv.step_wait()
+
+
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
+def test_seconds_are_those_of_training(tmp_path):
+    """Not of evaluation."""
+    TimedEvalCallback.seconds = 0.0
+    evaluation = TimedEvalCallback(SlowVecEnv(make_plain_env()), n_eval_episodes=10, eval_freq=50, verbose=0)
+    recorder = Recorder(tmp_path)
+    REINFORCE("MlpPolicy", make_plain_env(), seed=0).learn(100, callback=[evaluation, recorder])
+    assert TimedEvalCallback.seconds > 2 * 10 * 10 * 0.01
+    assert 0 < recorder.training_seconds < 1.5
+    assert [episode[0] for episode in recorder.episodes] == list(range(10, 10 * len(recorder.episodes) + 1, 10))
+    assert len(recorder.episodes) >= 10
+    TimedEvalCallback.seconds = 0.0
+
+
+def test_surplus_episodes_are_not_recorded(tmp_path):
+    """Those of environments that have met their quota over-represent short episodes."""
+    env = make_vec_env(lambda: CountEnv(length=3), n_envs=2)
+    env.envs[1].unwrapped.length = 9
+    recorder = Recorder(tmp_path)
+    REINFORCE("MlpPolicy", env, n_episodes=2, seed=0).learn(1, callback=recorder)
+    assert sorted(episode[3] for episode in recorder.episodes) == [3, 9]
