@@ -13,7 +13,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.utils import get_latest_run_id
 
-from benchmarks.plots import plot_learning_curves
+from benchmarks.plots import plot_learning_curve
 from sb3_reinforce import REINFORCE
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     episodes = load_results(str(folder))
     returns, steps = episodes["r"].to_numpy(), episodes["l"].to_numpy().cumsum()
     picture = folder / "learning_curve.png"
-    plot_learning_curves({"REINFORCE": [(steps, returns)]}, picture, f"{args.env}, seed {args.seed}")
+    plot_learning_curve(steps, returns, picture, f"{args.env}, seed {args.seed}")
 
     eval_env = make_vec_env(args.env, seed=args.seed + 1000)
     scores, _ = evaluate_policy(model, eval_env, n_eval_episodes=20, deterministic=True, return_episode_rewards=True)
