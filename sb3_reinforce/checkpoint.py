@@ -26,7 +26,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -133,25 +133,26 @@ def capture_env(env: VecEnv) -> dict[str, Any]:
     state: dict[str, Any] = {"n_envs": env.num_envs, "normalization": []}
     for wrapper in outer:
         if isinstance(wrapper, VecNormalize):
-            obs_rms = wrapper.obs_rms
+            obs_rms = wrapper.obs_rms if wrapper.norm_obs else {}
             observations = obs_rms if isinstance(obs_rms, dict) else {"": obs_rms}
             state["normalization"].append(
                 {
-                    "obs": {key: capture_rms(rms) for key, rms in observations.items()} if wrapper.norm_obs else {},
+                    "obs": {key: capture_rms(rms) for key, rms in observations.items()},
                     "ret": capture_rms(wrapper.ret_rms),
                     "returns": wrapper.returns,
                 }
             )
         elif not isinstance(wrapper, STATELESS):
             warnings.warn(f"What {type(wrapper).__name__} remembers, if anything, is not part of the training state")
-    if not isinstance(base, DummyVecEnv | SubprocVecEnv):
+    generators: list[Any] = base.get_attr("np_random") if isinstance(base, DummyVecEnv | SubprocVecEnv) else [None]
+    if not all(isinstance(generator, np.random.Generator) for generator in generators):
         warnings.warn(
-            f"The random generators of {type(base).__name__} are out of reach: a resumed run gets other episodes than this one"
+            f"A random generator of {type(base).__name__} is out of reach: a resumed run gets other episodes than this one"
         )
         return state
     # Those of the next reset, which are None after it
     state["seeds"] = list(base._seeds)
-    state["generators"] = [generator.bit_generator.state for generator in base.get_attr("np_random")]
+    state["generators"] = [generator.bit_generator.state for generator in generators]
     state["spaces"] = []
     for name in ("observation_space", "action_space"):
         found = [[part._np_random for part in subspaces(space)] for space in base.get_attr(name)]
@@ -200,21 +201,29 @@ def restore_env(env: VecEnv, state: dict[str, Any]) -> None:
     if "generators" not in state or not isinstance(base, DummyVecEnv | SubprocVecEnv):
         return
     base._seeds = state["seeds"]
-    for index, generator in enumerate(state["generators"]):
-        base.set_attr("np_random", make_generator(generator), indices=index)
-    if isinstance(base, DummyVecEnv):
+    if isinstance(base, SubprocVecEnv):
+        for index, generator in enumerate(state["generators"]):
+            base.set_attr("np_random", make_generator(generator), indices=index)
+    else:
+        for found, generator in zip(base.get_attr("np_random"), state["generators"], strict=True):
+            found.bit_generator.state = generator  # The object stays the same: the environment may have given it to others
         for name, states in zip(("observation_space", "action_space"), state["spaces"], strict=True):
             for space, of_env in zip(base.get_attr(name), states, strict=True):
                 for part, generator in zip(subspaces(space), of_env, strict=True):
-                    part._np_random = generator and make_generator(generator)
+                    if generator and part._np_random is not None:
+                        part._np_random.bit_generator.state = generator
+                    else:
+                        part._np_random = generator and make_generator(generator)
 
 
 def all_callbacks(callback: BaseCallback) -> Iterator[BaseCallback]:
     """
     :param callback: A callback
-    :return: It, and those that it calls
+    :return: It, and those that it calls, of those that have a state
     """
-    yield callback
+    # Those that SB3 puts around others, or that show the progress, need not be the same in the resumed run
+    if not isinstance(callback, CallbackList | ConvertCallback | ProgressBarCallback):
+        yield callback
     for value in callback.callbacks if isinstance(callback, CallbackList) else list(vars(callback).values()):
         if isinstance(value, BaseCallback) and value is not callback.parent:
             yield from all_callbacks(value)
@@ -254,7 +263,7 @@ def capture(model: BaseAlgorithm, callback: BaseCallback) -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [algorithm, keys, *rest],
         "torch": th.get_rng_state().numpy(),
-        "cuda": [generator.numpy() for generator in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
+        "cuda": th.cuda.get_rng_state(model.device).numpy() if model.device.type == "cuda" else None,
         "env": capture_env(model.env),
         "callbacks": [capture_callback(child) for child in all_callbacks(callback)],
         # What the update before has recorded is written after the next rollout
@@ -287,8 +296,8 @@ def restore(model: BaseAlgorithm, callback: BaseCallback, state: dict[str, Any])
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["numpy"]))
     th.set_rng_state(th.from_numpy(state["torch"]))
-    if state["cuda"] and th.cuda.is_available():
-        th.cuda.set_rng_state_all([th.from_numpy(generator) for generator in state["cuda"]])
+    if state["cuda"] is not None and model.device.type == "cuda":
+        th.cuda.set_rng_state(th.from_numpy(state["cuda"]), model.device)
 
 
 def save_state(path: Path, model: BaseAlgorithm, callback: BaseCallback) -> None:
@@ -301,8 +310,10 @@ def save_state(path: Path, model: BaseAlgorithm, callback: BaseCallback) -> None
     """
     model_file = io.BytesIO()
     model.save(model_file)
-    state = json.dumps({**capture(model, callback), "log_dir": model.logger.dir, "time": time.time()}, default=encode).encode()
-    members = dict(zip(MEMBERS, (state, model_file.getvalue()), strict=True))
+    state = capture(model, callback)
+    state |= {"log_dir": model.logger.dir, "time": time.time(), "device": model.device.type}
+    contents = json.dumps(state, default=encode).encode()
+    members = dict(zip(MEMBERS, (contents, model_file.getvalue()), strict=True))
     manifest = {
         "format": "sb3_reinforce training state",
         "version": FORMAT_VERSION,
@@ -333,9 +344,9 @@ def load_state(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = json.loads(archive.read("manifest.json"))
-            version, digests = manifest["version"], manifest["sha256"]
+            version, digests = manifest["version"], dict(manifest["sha256"])
             contents = {name: archive.read(name) for name in MEMBERS}
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # A file of any content gives errors of any kind
         raise ValueError(f"{path} is no training state, or is damaged ({error})") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} is a training state of version {version}, this package reads version {FORMAT_VERSION}")
@@ -345,12 +356,14 @@ def load_state(path: Path) -> tuple[dict[str, Any], bytes]:
     return json.loads(contents["state.json"], object_hook=decode), contents["model.zip"]
 
 
-def find_states(folder: Path) -> list[Path]:
+def find_states(folder: Path, name_prefix: str = "*") -> list[Path]:
     """
     :param folder: Folder of training states
+    :param name_prefix: Begin of their names
     :return: Their paths, the latest first
     """
-    numbers = {path: re.fullmatch(r".*_(\d+)_steps\.state", path.name) for path in folder.glob("*.state")}
+    found = folder.glob(f"{name_prefix}_*_steps.state")
+    numbers = {path: re.fullmatch(r".*_(\d+)_steps\.state", path.name) for path in found}
     return sorted((path for path, match in numbers.items() if match), key=lambda path: -int(numbers[path][1]))  # type: ignore[index]
 
 
@@ -372,15 +385,15 @@ def load_latest(path: Path) -> tuple[dict[str, Any], bytes]:
 
 class TrainingStateCallback(BaseCallback):
     """
-    Saves the training state between two updates, at the first opportunity after every ``save_freq`` time steps:
-    ``PATH/NAME_PREFIX_N_steps.state``. ``REINFORCE.resume(path, env)`` goes on from there.
+    Saves the training state of ``REINFORCE`` between two updates, at the first opportunity after every ``save_freq`` time
+    steps: ``PATH/NAME_PREFIX_N_steps.state``. ``REINFORCE.resume(path, env)`` goes on from there.
 
     :param save_freq: Number of time steps between two states
     :param path: Folder to save to
     :param keep: Number of the latest states to keep
     :param name_prefix: Begin of the names of the files
     :param verbose: Verbosity level: 0 for no output, 1 for the names of the files
-    :raises ValueError: If a number is not positive
+    :raises ValueError: If a number is not positive, or (when training starts) the folder holds states of another run
     """
 
     def __init__(self, save_freq: int, path: str | Path, keep: int = 2, name_prefix: str = "training", verbose: int = 0):
@@ -395,26 +408,39 @@ class TrainingStateCallback(BaseCallback):
         self.last_saved = 0
         #: Set it, from a signal handler for example, to save a state at the end of this update and stop there
         self.is_to_stop = False
-        self._has_stopped = False
+        #: Whether it has done so
+        self.has_stopped = False
 
     def _init_callback(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def _on_rollout_start(self) -> None:
+    def _on_training_start(self) -> None:
+        if self.num_timesteps == 0:
+            self.last_saved = 0
+            if find_states(self.path, self.name_prefix):
+                raise ValueError(
+                    f"{self.path} holds training states of another run: go on with that one (resume), or choose another folder"
+                )
+
+    def on_update_end(self, callback: BaseCallback) -> None:
+        """
+        Called between two updates, after all callbacks know that a rollout begins.
+
+        :param callback: The callback that training calls, which this one is part of
+        """
         is_to_stop, self.is_to_stop = self.is_to_stop, False  # Not in the state, nor in the next run
         if is_to_stop or self.num_timesteps - self.last_saved >= self.save_freq:
-            self.save()
-        self._has_stopped = is_to_stop
+            self._save(callback)
+        self.has_stopped = is_to_stop
 
     def _on_step(self) -> bool:
-        return not self._has_stopped
+        return not self.has_stopped
 
-    def save(self) -> None:
-        """Save a state now. Only right between two updates."""
+    def _save(self, callback: BaseCallback) -> None:
         self.last_saved = self.num_timesteps
         path = self.path / f"{self.name_prefix}_{self.num_timesteps}_steps.state"
-        save_state(path, self.model, self.locals["callback"])
+        save_state(path, self.model, callback)
         if self.verbose >= 1:
             print(f"Saved the training state to {path}")
-        for old in find_states(self.path)[self.keep :]:
+        for old in find_states(self.path, self.name_prefix)[self.keep :]:
             old.unlink()

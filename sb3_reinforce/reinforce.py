@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
-from sb3_reinforce.checkpoint import load_latest, restore
+from sb3_reinforce.checkpoint import load_latest
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
 from sb3_reinforce.returns import RETURNS, episode_starts, generalized_advantage, timesteps
 from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm, check_number
@@ -125,9 +125,6 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: If an argument is not one of those allowed, or does not go with another one
     """
-
-    #: What a resumed run goes on from, until its training is set up
-    _state_to_restore: dict[str, Any] | None = None
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ReinforcePolicy,
@@ -525,7 +522,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
     @classmethod
     def resume(
-        cls: type[SelfREINFORCE], path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto"
+        cls: type[SelfREINFORCE], path: str | Path, env: GymEnv | None = None, device: th.device | str | None = None
     ) -> SelfREINFORCE:
         """
         Go on with a run of which a :class:`~sb3_reinforce.checkpoint.TrainingStateCallback` has saved the state:
@@ -536,12 +533,12 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
         :param path: A training state, or a folder of them: the latest that is sound
         :param env: The environment to learn from
-        :param device: Device on which the code should run
+        :param device: Device on which the code should run, ``None`` for the same kind as before
         :return: The model
         :raises ValueError: If there is no sound training state
         """
         state, model = load_latest(Path(path))
-        resumed = cls.load(io.BytesIO(model), env=env, device=device)
+        resumed = cls.load(io.BytesIO(model), env=env, device=device or state["device"])
         resumed._state_to_restore = state
         return resumed
 
@@ -557,8 +554,6 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             self.set_logger(configure(state["log_dir"], ["tensorboard", *(["stdout"] if self.verbose else [])]))
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         self._custom_logger = has_logger
-        restore(self, callback, state)
-        self._state_to_restore = None
         return total_timesteps, callback
 
     def learn(
@@ -572,6 +567,11 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     ) -> SelfREINFORCE:
         if self._state_to_restore is not None:
             reset_num_timesteps = False
+            if total_timesteps != self._total_timesteps:
+                warnings.warn(
+                    f"total_timesteps={total_timesteps}, the run that is resumed has {self._total_timesteps}: "
+                    "schedules are no longer those of that run"
+                )
             total_timesteps -= self.num_timesteps
         if reset_num_timesteps:  # The schedules start again too
             self._kl_learning_rate_factor = 1.0

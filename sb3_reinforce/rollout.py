@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from sb3_reinforce.actor import FastActor, is_plain
 from sb3_reinforce.buffers import Episode, EpisodeRolloutBuffer
+from sb3_reinforce.checkpoint import TrainingStateCallback, all_callbacks, restore
 
 #: Episodes per update where ``n_episodes`` is not given: one per environment, but not less than this.
 DEFAULT_N_EPISODES = 8
@@ -86,6 +87,9 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
     """
 
     rollout_buffer: EpisodeRolloutBuffer  # type: ignore[assignment]
+
+    #: What a resumed run goes on from, until its first rollout
+    _state_to_restore: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -218,6 +222,20 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
                 "a time limit, for example gymnasium.make(env_id, max_episode_steps=1000), or allow for longer episodes"
             )
 
+    def _between_updates(self, callback: BaseCallback) -> None:
+        """
+        Go on from a training state, if there is one, and save one, where a callback wants it.
+
+        :param callback: The callback that training calls
+        """
+        if self._state_to_restore is not None:
+            restore(self, callback, self._state_to_restore)
+            self._state_to_restore = None
+            return
+        for child in all_callbacks(callback):
+            if isinstance(child, TrainingStateCallback):
+                child.on_update_end(callback)
+
     def collect_rollouts(  # type: ignore[override]
         self,
         env: VecEnv,
@@ -243,6 +261,7 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         rollout_buffer.reset()
         # Nothing random comes before it: this is where training states are saved
         callback.on_rollout_start()
+        self._between_updates(callback)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 

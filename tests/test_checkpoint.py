@@ -57,6 +57,7 @@ CASES = {
     "three environments": (lambda: make_env(n_envs=3), dict(n_episodes=5)),
     "processes": (lambda: make_env(n_envs=2, vec_env_cls=SubprocVecEnv), {}),
     "normalized": (lambda: make_env(n_envs=2, normalize=True), {}),
+    "normalized rewards": (lambda: VecNormalize(make_env(), norm_obs=False), {}),
     "critic": (make_env, dict(baseline="value", gae_lambda=0.9, time_limit="bootstrap", n_value_epochs=2)),
     "gSDE": (lambda: make_env(n_envs=2), dict(use_sde=True, sde_sample_freq=3)),
     "discrete": (lambda: make_env("CartPole-v1"), {}),
@@ -65,6 +66,22 @@ CASES = {
 }
 
 N_STEPS = 900
+
+
+class Counts(BaseCallback):
+    """What it counts is to be the same, whenever it starts to count."""
+
+    n_rollouts = 0
+
+    def _on_training_start(self):
+        self.n_steps = 0
+
+    def _on_rollout_start(self):
+        self.n_rollouts += 1
+
+    def _on_step(self):
+        self.n_steps += 1
+        return True
 
 
 class History(BaseCallback):
@@ -84,10 +101,11 @@ class History(BaseCallback):
 
 
 def callbacks(folder, make):
-    eval_env = VecNormalize(make(), training=False) if isinstance(make(), VecNormalize) else make()
+    eval_env = make()
+    eval_env.training = False  # Of VecNormalize
     evaluation = EvalCallback(eval_env, n_eval_episodes=2, eval_freq=100, log_path=str(folder / "evaluations"), verbose=0)
     history = History()
-    return history, CallbackList([evaluation, TrainingStateCallback(150, folder / "states", keep=100), history])
+    return history, CallbackList([Counts(), evaluation, TrainingStateCallback(150, folder / "states", keep=100), history])
 
 
 def policy_of(case):
@@ -105,7 +123,9 @@ def fingerprint(model):
                            for key, entry in state["state"].items()})  # fmt: skip
         optimizers.append([{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]])
     normalizer = model.get_vec_normalize_env()
-    statistics = normalizer and (normalizer.obs_rms.mean.tobytes(), normalizer.ret_rms.var.tobytes())
+    statistics = normalizer and [
+        rms.var.tobytes() for rms in (getattr(normalizer, "obs_rms", None), normalizer.ret_rms) if rms
+    ]
     counters = (model.num_timesteps, model._n_updates, model._kl_learning_rate_factor, model._total_timesteps)
     episodes = [(episode["r"], episode["l"]) for episode in model.ep_info_buffer]
     return parameters, optimizers, generators, statistics, counters, episodes
@@ -118,6 +138,8 @@ def test_a_resumed_run_is_the_undisturbed_one(case, tmp_path):
     model = REINFORCE(policy_of(case), make(), seed=3, device="cpu", **kwargs)
     model.learn(N_STEPS, callback=callback)
     expected = fingerprint(model)
+    counts = vars(callback.callbacks[0])
+    assert counts["n_rollouts"] > 3 and counts["n_steps"] * model.n_envs == model.num_timesteps
     evaluations = np.load(tmp_path / "one/evaluations/evaluations.npz")
     states = find_states(tmp_path / "one/states")
     assert len(states) >= 3
@@ -130,6 +152,7 @@ def test_a_resumed_run_is_the_undisturbed_one(case, tmp_path):
         assert resumed.num_timesteps == start
         resumed.learn(N_STEPS, callback=callback)
         assert fingerprint(resumed) == expected
+        assert all(vars(callback.callbacks[0])[name] == counts[name] for name in ("n_rollouts", "n_steps"))
         assert again.rewards == {step: reward for step, reward in history.rewards.items() if step > start}
         found = np.load(tmp_path / f"from {start}/evaluations/evaluations.npz")
         assert found["timesteps"].tolist() == evaluations["timesteps"].tolist()
@@ -314,15 +337,30 @@ def test_reading_a_state_executes_nothing(states, tmp_path):
 def test_other_environments_and_callbacks(states):
     model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1", 2))
     with pytest.raises(ValueError, match="The training state is of 1 environments, env has 2"):
-        model.learn(400, callback=TrainingStateCallback(30, states[0].parent))
+        model.learn(200, callback=TrainingStateCallback(30, states[0].parent))
     model = REINFORCE.resume(states[0], env=VecNormalize(make_vec_env("CartPole-v1")))
     with pytest.raises(ValueError, match="with 0 VecNormalize, env has 1"):
-        model.learn(400, callback=TrainingStateCallback(30, states[0].parent))
+        model.learn(200, callback=TrainingStateCallback(30, states[0].parent))
     model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
-    with pytest.raises(
-        ValueError, match=r"with the callbacks \['TrainingStateCallback'\], this one has \['ConvertCallback'\]"
-    ):
-        model.learn(400)
+    with pytest.raises(ValueError, match=r"with the callbacks \['TrainingStateCallback'\], this one has \[\]"):
+        model.learn(200)
+
+
+def test_folder_of_another_run(states):
+    """Its states are not mixed with those of the new run, nor removed."""
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1"), n_episodes=2)
+    with pytest.raises(ValueError, match="holds training states of another run"):
+        model.learn(200, callback=TrainingStateCallback(30, states[0].parent))
+    assert find_states(states[0].parent) == states
+    model.learn(200, callback=TrainingStateCallback(30, states[0].parent, keep=1, name_prefix="other"))
+    assert set(states) < set(find_states(states[0].parent))
+
+
+def test_another_total(states):
+    model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
+    with pytest.warns(UserWarning, match="total_timesteps=300, the run that is resumed has 200"):
+        model.learn(300, callback=TrainingStateCallback(30, states[0].parent))
+    assert model.num_timesteps >= 300
 
 
 @pytest.mark.parametrize("argument", ["save_freq", "keep"])

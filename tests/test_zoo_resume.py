@@ -22,7 +22,8 @@ FOLDER = f"logs/reinforce/{ENV_ID}_1"
 
 def start(folder, *arguments):
     command = [sys.executable, "-W", "ignore", "-m", "sb3_reinforce", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=folder, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=folder, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True)  # fmt: skip
 
 
 def wait_for_states(folder, number):
@@ -63,13 +64,14 @@ def test_killed(undisturbed, tmp_path):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped(undisturbed, tmp_path, number, status):
-    process = start(tmp_path, *TRAIN, *BUDGET, *HYPERPARAMS)
+    # Ctrl-C reaches the processes of the environments too. The bar is one that the resumed run does not have
+    process = start(tmp_path, *TRAIN, *BUDGET, "--vec-env", "subproc", "-P", *HYPERPARAMS)
     wait_for_states(tmp_path / FOLDER, 1)
-    process.send_signal(number)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
     assert "Stopping when this update is complete" in output and "Traceback" not in output
-    (folder,) = re.findall(r"the training state is saved, --resume (\S+) goes on", output)
+    (folder,) = re.findall(r"Stopped by a signal: --resume (\S+) goes on from the last training state", output)
     output = succeed(tmp_path, *TRAIN[:5], "--resume", folder)
     assert outcome(tmp_path) == outcome(undisturbed)
 

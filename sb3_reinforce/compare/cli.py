@@ -15,7 +15,7 @@ def compare() -> None:
         description="Train algorithms on environments with many seeds, evaluate them, and write a report.",
         epilog="A variant of an algorithm is NAME=ALGO:key:value,key:value with values in YAML, for example "
         "no_baseline=reinforce:baseline:null. conf_file:FILE.yml takes the hyperparameters from another file, "
-        "entry:NAME another entry than that of the environment; entry:default are the defaults of the constructor.",
+        "entry:NAME another entry than that of the environment, such as RL Zoo's entry:default.",
     )
     parser.add_argument("--env", nargs="+", default=[], metavar="ID", help="environment IDs")
     parser.add_argument("--algos", nargs="+", default=[], metavar="ALGO", help="algorithms of RL Zoo, or variants of them")
@@ -46,9 +46,7 @@ def compare() -> None:
     if args.backend != "loky" and args.address is None:
         parser.error(f"--backend {args.backend} needs the --address of a cluster")
     from sb3_reinforce.compare import runner
-    from sb3_reinforce.zoo import register
 
-    register()
     try:
         is_complete = runner.compare(
             envs=args.env,

@@ -285,7 +285,8 @@ def gradients(
         model = REINFORCE.load(model_path, env=env, seed=seed)
     if model.time_limit == "discard":
         raise ValueError("time_limit='discard' leaves out episodes: the numbers per batch would not be those asked for")
-    if model.baseline != "value":
+    has_critic = model.baseline == "value"
+    if not has_critic:
         fit_critic(model, n_episodes)
     collect(model, n_episodes)
     table = measure(model, batch_sizes)
@@ -302,7 +303,8 @@ def gradients(
 
 variance: trace of the covariance between batches. SNR: squared norm of the expectation over that variance (blank: no signal
 can be told from the noise). cosine: between two independent batches. noise scale: number of episodes at which the SNR is 1.
-The estimates are those of the formula: normalize_advantage, reduction and gae_lambda of the model are left out."""
+The estimates are those of the formula: normalize_advantage, reduction and gae_lambda of the model are left out.
+value: {"the critic of the model" if has_critic else f"a critic fitted to {n_episodes} other episodes before"}."""
     (out / "gradients.md").write_text(report(table, title))
     plot_gradients(table, out, env_id)
     return table

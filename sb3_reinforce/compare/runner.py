@@ -39,6 +39,7 @@ from sb3_reinforce.compare.files import (
 from sb3_reinforce.compare.references import REFERENCES, evaluate_reference
 from sb3_reinforce.compare.report import write_report
 from sb3_reinforce.rollout import check_number
+from sb3_reinforce.zoo import register
 
 #: Seconds to wait for the scheduler of a cluster
 CONNECT_TIMEOUT = 20
@@ -215,6 +216,7 @@ def describe(
     :return: What is compared, with all hyperparameters
     :raises ValueError: If it cannot be run
     """
+    register()
     for module in gym_packages:
         import_module(module)
     for name, values in (("env", envs), ("algos", algos), ("seeds", seeds)):

@@ -109,7 +109,7 @@ def resume_run(args: argparse.Namespace) -> None:
     import yaml
 
     arguments = yaml.load(saved[0].read_text(), Loader=yaml.UnsafeLoader)  # Which is how RL Zoo reads it, too
-    kept = ("resume", "progress", "verbose", "num_threads")
+    kept = ("resume", "progress", "verbose")
     vars(args).update({key: value for key, value in arguments.items() if key not in kept})
 
 

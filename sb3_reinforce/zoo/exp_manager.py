@@ -3,21 +3,25 @@ import json
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
+import yaml
 from rl_zoo3 import exp_manager
 from rl_zoo3.utils import ALGOS, linear_schedule
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
-from yaml import YAMLError
 
 from sb3_reinforce.checkpoint import TrainingStateCallback, load_latest
 from sb3_reinforce.reinforce import REINFORCE
@@ -64,6 +68,45 @@ def check_keys(given: Collection[str], allowed: Collection[str], what: str) -> N
     for key in sorted(given, key=str):
         if key not in allowed:
             raise ValueError(f"{key!r} is not {what}, did you mean {closest(str(key), sorted(allowed))!r}?")
+
+
+def make_vec_env_of_run(*args: Any, appends: bool, **kwargs: Any) -> VecEnv:
+    """
+    :param appends: Whether to go on with the monitor files that are there
+    :return: As SB3's ``make_vec_env``
+    """
+    if appends:
+        kwargs["monitor_kwargs"] = {**(kwargs.get("monitor_kwargs") or {}), "override_existing": False}
+    return make_vec_env(*args, **kwargs)
+
+
+def is_before(row: str, column: int, seconds: float) -> bool:
+    """
+    :param row: Row of a monitor file
+    :param column: Where its time is
+    :param seconds: A time
+    :return: Whether the row is complete, and from before that time
+    """
+    try:
+        return float(row.split(",")[column]) <= seconds
+    except (IndexError, ValueError):  # A full disk, or a machine that was switched off, has torn it
+        return False
+
+
+@contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """
+    Processes that are started meanwhile ignore Ctrl-C, which reaches all processes of a terminal: those of environments are
+    needed to complete an update, and end with the one that has started them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -137,11 +180,15 @@ class ExperimentManager(exp_manager.ExperimentManager):
             header, names, *rows = path.read_text().splitlines()
             start = json.loads(header[1:])["t_start"]
             column = names.split(",").index("t")
-            rows = [row for row in rows if start + float(row.split(",")[column]) <= state["time"]]
+            rows = [row for row in rows if is_before(row, column, state["time"] - start)]
             beside = path.with_suffix(".part")
             beside.write_text("\n".join([header, names, *rows, ""]))
             beside.replace(path)
             self.monitor_starts.append(start)
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if not self.resume:  # There it is
+            super()._save_config(saved_hyperparams)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if not self.resume:
@@ -153,7 +200,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def create_callbacks(self) -> None:
         save_freq = self.save_freq
         super().create_callbacks()
-        if self.algo == "reinforce" and save_freq > 0 and not self.on_envpool and not self.optimize_hyperparameters:
+        if self.algo == "reinforce" and save_freq > 0 and self.on_envpool:
+            print("No training states are saved: the random generators of EnvPool's environments are out of reach")
+        elif self.algo == "reinforce" and save_freq > 0 and not self.optimize_hyperparameters:
             self.callbacks.append(TrainingStateCallback(save_freq, self.save_path, verbose=self.verbose))
 
     def _load_trial_zero(self) -> None:
@@ -174,9 +223,12 @@ class ExperimentManager(exp_manager.ExperimentManager):
             self.custom_hyperparams = {**hyperparams, **(self.custom_hyperparams or {})}
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.resume:
+            saved = yaml.load(Path(self.params_path, "config.yml").read_text(), Loader=yaml.UnsafeLoader)
+            return dict(saved), saved
         try:
             return super().read_hyperparameters()
-        except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, YAMLError) as error:
+        except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, yaml.YAMLError) as error:
             raise ValueError(
                 f"--conf-file {self.config} must be a .yml file, or a .py file or module with a dictionary "
                 f"'hyperparams', of one dictionary per environment ({error!r})"
@@ -231,8 +283,13 @@ class ExperimentManager(exp_manager.ExperimentManager):
         return EnvPoolVecEnv(self.env_name.gym_id, len(env_fns), filename=filename, **kwargs)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        if self.resume:
-            self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
+        if self.resume or self.save_freq > 0:
+            make = partial(make_vec_env_of_run, appends=bool(self.resume))
+            with mock.patch.object(exp_manager, "make_vec_env", make), ignoring_interrupts():
+                return self._create_envs(n_envs, eval_env, no_log)
+        return self._create_envs(n_envs, eval_env, no_log)
+
+    def _create_envs(self, n_envs: int, eval_env: bool, no_log: bool) -> VecEnv:
         if not self.on_envpool or eval_env:
             return super().create_envs(n_envs, eval_env, no_log)
         manager = copy(self)  # A search in several threads creates the others at the same time
@@ -246,9 +303,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 warnings.filterwarnings("ignore", "Training and eval env are not of the same type", UserWarning)
             with stopping_at_an_update(self.callbacks) as received:
                 super().learn(model)
-        if received:
+        if received and model.num_timesteps < self.n_timesteps:
             self.save_trained_model(model)
-            print(f"Stopped by a signal: the training state is saved, --resume {self.save_path} goes on")
+            print(f"Stopped by a signal: --resume {self.save_path} goes on from the last training state")
             sys.exit(128 + received[0])
 
     @staticmethod

@@ -1,0 +1,242 @@
+"""
+Faults of the real kind, and whether the run still ends as the undisturbed one does, with the same parameters bit for bit.
+
+Each trial is a run in a process of its own that meets one fault; it is then started again, and goes on from its last sound
+training state.
+
+    python -m benchmarks.reliability
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.checkpoint import TrainingStateCallback, find_states
+
+N_TIMESTEPS = 24_000
+SAVE_FREQ = 800
+RESULT = Path(__file__).parent / "results" / "reliability.md"
+PACKAGES = ["sb3-reinforce", "stable-baselines3", "torch", "gymnasium", "numpy"]
+
+
+class Faulty(gym.Wrapper):
+    """
+    Does something bad once.
+
+    :param env: Environment
+    :param fault: "step" or "reset" (raises there), "nan observation", "inf observation", "nan reward" or "inf reward"
+    :param at: In which call of step or reset
+    """
+
+    def __init__(self, env: gym.Env, fault: str = "", at: int = 0):
+        super().__init__(env)
+        self.fault, self.at = fault, at
+        self.calls = {"step": 0, "reset": 0}
+
+    def _is_due(self, kind: str) -> bool:
+        self.calls[kind] += 1
+        return self.calls[kind] == self.at
+
+    def reset(self, **kwargs):
+        if self._is_due("reset") and self.fault == "reset":
+            raise RuntimeError("the simulator is gone")
+        return self.env.reset(**kwargs)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._is_due("step"):
+            if self.fault == "step":
+                raise RuntimeError("the simulator is gone")
+            value, _, where = self.fault.partition(" ")
+            if where == "observation":
+                observation = np.full_like(observation, float(value))
+            if where == "reward":
+                reward = float(value)
+        return observation, reward, terminated, truncated, info
+
+
+def child(folder: Path, fault: str, at: int) -> None:
+    """Run, or go on, in the folder."""
+    th.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Which a shell may have switched off
+    env = make_vec_env(
+        "Pendulum-v1",
+        2,
+        seed=1,
+        wrapper_class=Faulty,
+        wrapper_kwargs=dict(fault=fault, at=at),
+        vec_env_cls=SubprocVecEnv if fault == "worker" else DummyVecEnv,
+    )
+    env = VecNormalize(env)
+    if find_states(folder):
+        model = REINFORCE.resume(folder, env=env)
+    else:
+        model = REINFORCE("MlpPolicy", env, seed=3, n_episodes=2, baseline="value", gae_lambda=0.9, device="cpu")
+    print("started", flush=True)
+    model.learn(N_TIMESTEPS, callback=TrainingStateCallback(SAVE_FREQ, folder))
+    parameters = b"".join(value.numpy().tobytes() for value in model.policy.state_dict().values())
+    # On standard output, as the disk may be full
+    print("finished", hashlib.sha256(parameters + env.obs_rms.mean.tobytes()).hexdigest(), flush=True)
+
+
+def start(folder: Path, fault: str = "", at: int = 0) -> subprocess.Popen:
+    """:return: The run, which has begun to train"""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.reliability", "--child", str(folder), fault, str(at)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def finish(folder: Path) -> str:
+    """:return: What the run ends with when it is left alone"""
+    output, errors = start(folder).communicate()
+    return output.strip() or errors
+
+
+def send(number: int, to_worker: bool = False) -> Callable[[Path, random.Random], None]:
+    """:return: A fault: a signal at a random moment, to the run or to one of the processes of its environments"""
+
+    def meet(folder: Path, rng: random.Random) -> None:
+        process = start(folder, "worker" if to_worker else "")
+        time.sleep(rng.uniform(0.1, 1.5))
+        pid = process.pid
+        if to_worker:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            pid = int(rng.choice([c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()
+                                  or "forkserver" in Path(f"/proc/{c}/cmdline").read_text()]))  # fmt: skip
+        os.kill(pid, number)
+        process.communicate()
+        assert process.returncode != 0
+
+    return meet
+
+
+def misbehave(fault: str, latest: int) -> Callable[[Path, random.Random], None]:
+    """:return: A fault: the environment does something bad in a random call"""
+
+    def meet(folder: Path, rng: random.Random) -> None:
+        process = start(folder, fault, rng.randint(2, latest))
+        process.communicate()
+        assert process.returncode != 0
+
+    return meet
+
+
+def damage(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
+    """:return: A fault: the run is killed, and its last training state damaged"""
+
+    def meet(folder: Path, rng: random.Random) -> None:
+        process = start(folder)
+        while len(find_states(folder)) < 2:
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        state = find_states(folder)[0]
+        state.write_bytes(change(state.read_bytes(), rng))
+
+    return meet
+
+
+def flip(content: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(content)
+    changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def fill_disk(folder: Path, rng: random.Random) -> None:
+    """A fault: a file system with room for one state or two."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={rng.randint(150, 400)}k", "tmpfs", str(folder)], check=True)
+    try:
+        process = start(folder)
+        _, errors = process.communicate()
+        assert "No space left on device" in errors
+        # On a larger disk
+        for state in find_states(folder):
+            (folder.parent / state.name).write_bytes(state.read_bytes())
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    for state in find_states(folder.parent):
+        state.rename(folder / state.name)
+
+
+FAULTS: dict[str, tuple[int, Callable[[Path, random.Random], None]]] = {
+    "SIGKILL at a random moment": (20, send(signal.SIGKILL)),
+    "SIGTERM at a random moment": (5, send(signal.SIGTERM)),
+    "Ctrl-C at a random moment": (5, send(signal.SIGINT)),
+    "a SubprocVecEnv worker killed": (5, send(signal.SIGKILL, to_worker=True)),
+    "an environment raises in step": (5, misbehave("step", 9000)),
+    "an environment raises in reset": (5, misbehave("reset", 50)),
+    "NaN in an observation": (5, misbehave("nan observation", 9000)),
+    "infinity in an observation": (5, misbehave("inf observation", 9000)),
+    "NaN in a reward": (5, misbehave("nan reward", 9000)),
+    "infinity in a reward": (5, misbehave("inf reward", 9000)),
+    "the last state truncated": (5, damage(lambda content, rng: content[: rng.randrange(1, len(content))])),
+    "a bit of the last state flipped": (5, damage(flip)),
+    "the last state empty": (5, damage(lambda content, rng: b"")),
+    "the last state a foreign file": (5, damage(lambda content, rng: rng.randbytes(5000))),
+    "disk full while saving": (5, fill_disk),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(Path(args.child[0]), args.child[1], int(args.child[2]))
+        return
+
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        (Path(root) / "undisturbed").mkdir()
+        expected = finish(Path(root) / "undisturbed")
+        assert expected.startswith("finished "), expected
+        for name, (n_trials, meet) in FAULTS.items():
+            survived = 0
+            for trial in range(n_trials):
+                folder = Path(root) / name.replace(" ", "_") / str(trial)
+                folder.mkdir(parents=True)
+                meet(folder, random.Random(f"{name} {trial}"))
+                survived += finish(folder) == expected
+            rows.append(f"| {name} | {n_trials} | {survived} | {n_trials - survived} |")
+            print(rows[-1], flush=True)
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    text = f"""# Faults, and what became of the runs
+
+```
+python -m benchmarks.reliability
+```
+
+A run of {N_TIMESTEPS:,} steps of Pendulum-v1 (2 environments, `VecNormalize`, the critic), with a training state every
+{SAVE_FREQ} steps, meets a fault once and is started again. Survived: it ends with the parameters and statistics of the
+undisturbed run, bit for bit.
+
+| fault | times tried | survived | lost |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+Python {platform.python_version()}, {versions}.
+"""
+    RESULT.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
