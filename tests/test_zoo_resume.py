@@ -15,7 +15,7 @@ from tests.test_zoo_commands import ENVIRON, monitored, policy, run, succeed
 
 ENV_ID = "Pendulum-v1"
 TRAIN = ("train", "--algo", "reinforce", "--env", ENV_ID, "--seed", 5)
-BUDGET = ("-n", 12_000, "--save-freq", 1000, "--eval-freq", 3000, "--eval-episodes", 2, "-tb", "tb")
+BUDGET = ("-n", 12_000, "--save-freq", 1000, "--eval-freq", 3000, "--eval-episodes", 2, "-tb", "tb", "--vec-env", "subproc")
 HYPERPARAMS = ("-params", "normalize:True", "n_envs:2", "n_episodes:2", "baseline:'value'", "gae_lambda:0.9")
 FOLDER = f"logs/reinforce/{ENV_ID}_1"
 
@@ -65,7 +65,7 @@ def test_killed(undisturbed, tmp_path):
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped(undisturbed, tmp_path, number, status):
     # Ctrl-C reaches the processes of the environments too. The bar is one that the resumed run does not have
-    process = start(tmp_path, *TRAIN, *BUDGET, "--vec-env", "subproc", "-P", *HYPERPARAMS)
+    process = start(tmp_path, *TRAIN, *BUDGET, "-P", *HYPERPARAMS)
     wait_for_states(tmp_path / FOLDER, 1)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     output, _ = process.communicate(timeout=60)
