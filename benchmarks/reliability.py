@@ -111,6 +111,11 @@ def finish(folder: Path) -> str:
     return output.strip() or errors
 
 
+def children(pid: int | str) -> list[str]:
+    """:return: Ids of the processes that a process has started"""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def send(number: int, to_worker: bool = False) -> Callable[[Path, random.Random], None]:
     """:return: A fault: a signal at a random moment, to the run or to one of the processes of its environments"""
 
@@ -119,9 +124,8 @@ def send(number: int, to_worker: bool = False) -> Callable[[Path, random.Random]
         time.sleep(rng.uniform(0.1, 1.5))
         pid = process.pid
         if to_worker:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            pid = int(rng.choice([c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text()
-                                  or "forkserver" in Path(f"/proc/{c}/cmdline").read_text()]))  # fmt: skip
+            # They are children of a server that makes them
+            pid = int(rng.choice([worker for child in children(pid) for worker in children(child)]))
         os.kill(pid, number)
         process.communicate()
         assert process.returncode != 0
