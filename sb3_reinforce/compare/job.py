@@ -7,7 +7,6 @@ One run of a comparison, in a process of its own: an ordinary run of RL Zoo, the
 """
 
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -27,7 +26,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
-from sb3_reinforce.compare.files import EPISODES, write_json, write_result
+from sb3_reinforce.compare.files import EPISODES, JOB, PROGRESS, read_json, write_json, write_result
 from sb3_reinforce.compare.references import EVAL_SEED_OFFSET
 from sb3_reinforce.zoo import cli
 from sb3_reinforce.zoo.exp_manager import ExperimentManager
@@ -37,7 +36,6 @@ REPORT_EVERY = 1.0
 
 #: Episodes that the reported score is the mean of
 SCORE_WINDOW = 100
-
 
 #: Environments of the evaluation of the last policy
 N_EVAL_ENVS = 10
@@ -89,7 +87,7 @@ class Recorder(BaseCallback):
             self.reported = time.perf_counter()
             scores = [episode[2] for episode in self.episodes[-SCORE_WINDOW:]]
             progress = {"num_timesteps": self.num_timesteps, "seconds": self.seconds}
-            write_json(self.folder / "progress.json", {**progress, "score": float(np.mean(scores)) if scores else None})
+            write_json(self.folder / PROGRESS, {**progress, "score": float(np.mean(scores)) if scores else None})
         return True
 
     def _on_training_end(self) -> None:
@@ -151,7 +149,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     exit_with_parent()
     RunManager.folder = Path(sys.argv[1])
-    RunManager.job = json.loads((RunManager.folder / "job.json").read_text())
+    RunManager.job = read_json(RunManager.folder / JOB)
     for module in RunManager.job["gym_packages"]:
         import_module(module)
     th.set_num_threads(1)
