@@ -62,6 +62,18 @@ def timestep(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return (sums[time] - returns) / (len(lengths) - 1)
 
 
+def drop_rounding(advantages: np.ndarray, returns: np.ndarray) -> None:
+    """
+    Set advantages to zero, in place, that are nothing but the rounding of equal returns: normalization and Adam would turn
+    them into a whole step.
+
+    :param advantages: Returns less their baseline, shape ``(n_steps,)``
+    :param returns: Returns, shape ``(n_steps,)``
+    """
+    rounding = 1e-9 * max(returns.max(), -returns.min())
+    advantages[(-rounding <= advantages) & (advantages <= rounding)] = 0.0
+
+
 #: The values of the argument ``baseline``, besides ``None`` and ``"value"``.
 BASELINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "mean": mean,

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explai
 from stable_baselines3.common.vec_env.util import obs_space_info
 from torch.nn import functional as F
 
-from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.baselines import BASELINES, drop_rounding
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.checkpoint import load_latest
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
@@ -336,9 +336,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         normalize = self.normalize_advantage and len(advantages) > 1
         if normalize:
             advantages -= advantages.mean()
-        # Equal returns differ by rounding, which normalization and Adam would turn into a whole step
-        rounding = 1e-9 * max(returns.max(), -returns.min())
-        advantages[(-rounding <= advantages) & (advantages <= rounding)] = 0.0
+        drop_rounding(advantages, returns)
         if normalize:
             advantages /= advantages.std(ddof=1) + 1e-8
         if self.discount_states:

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.func import functional_call, vjp, vmap
 
-from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.baselines import BASELINES, drop_rounding
 from sb3_reinforce.compare.contenders import check_env
 from sb3_reinforce.compare.plots import plot_gradients
 from sb3_reinforce.reinforce import REINFORCE
@@ -104,11 +104,11 @@ def advantages(
     :return: Advantages, shape ``(n_steps,)``
     """
     name, baseline = estimator
-    returns = advantages = RETURNS[name](rewards, lengths, gamma, last_values)
+    returns = RETURNS[name](rewards, lengths, gamma, last_values)
+    advantages = returns.copy()
     if baseline is not None:
-        advantages = returns - (values if baseline == "value" else BASELINES[baseline](returns, lengths))
-    # As in training, what is left of equal returns by rounding is nothing
-    advantages = np.where(np.abs(advantages) > 1e-9 * np.abs(returns).max(), advantages, 0.0)
+        advantages -= values if baseline == "value" else BASELINES[baseline](returns, lengths)
+    drop_rounding(advantages, returns)
     return advantages * gamma ** timesteps(lengths) if discount_states else advantages
 
 
