@@ -9,6 +9,8 @@ training state.
 
 import argparse
 import hashlib
+import io
+import json
 import os
 import platform
 import random
@@ -17,23 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.checkpoint import TrainingStateCallback, find_states
+from sb3_reinforce.checkpoint import TrainingStateCallback, find_states, versions
 
 N_TIMESTEPS = 24_000
 SAVE_FREQ = 800
-RESULT = Path(__file__).parent / "results" / "reliability.md"
-PACKAGES = ["sb3-reinforce", "stable-baselines3", "torch", "gymnasium", "numpy"]
+RESULT = Path(__file__).parent / "reliability.md"
 
 
 class Faulty(gym.Wrapper):
@@ -72,6 +74,24 @@ class Faulty(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
+class NotANumber(BaseCallback):
+    """
+    Puts NaN into a parameter once, as a fault of the memory can.
+
+    :param name: Name of the parameter
+    :param at: In which step
+    """
+
+    def __init__(self, name: str, at: int):
+        super().__init__()
+        self.name, self.at = name, at
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.at:
+            dict(self.model.policy.named_parameters())[self.name].data.view(-1)[0] = float("nan")
+        return True
+
+
 def child(folder: Path, fault: str, at: int) -> None:
     """Run, or go on, in the folder."""
     th.set_num_threads(1)
@@ -90,7 +110,8 @@ def child(folder: Path, fault: str, at: int) -> None:
     else:
         model = REINFORCE("MlpPolicy", env, seed=3, n_episodes=2, baseline="value", gae_lambda=0.9, device="cpu")
     print("started", flush=True)
-    model.learn(N_TIMESTEPS, callback=TrainingStateCallback(SAVE_FREQ, folder))
+    parameter = NotANumber(fault if "net." in fault else "", at if "net." in fault else 0)
+    model.learn(N_TIMESTEPS, callback=[parameter, TrainingStateCallback(SAVE_FREQ, folder)])
     parameters = b"".join(value.numpy().tobytes() for value in model.policy.state_dict().values())
     # On standard output, as the disk may be full
     print("finished", hashlib.sha256(parameters + env.obs_rms.mean.tobytes()).hexdigest(), flush=True)
@@ -134,7 +155,7 @@ def send(number: int, to_worker: bool = False) -> Callable[[Path, random.Random]
 
 
 def misbehave(fault: str, latest: int) -> Callable[[Path, random.Random], None]:
-    """:return: A fault: the environment does something bad in a random call"""
+    """:return: A fault: the environment, or the memory, does something bad in a random call"""
 
     def meet(folder: Path, rng: random.Random) -> None:
         process = start(folder, fault, rng.randint(2, latest))
@@ -165,6 +186,15 @@ def flip(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def other_version(content: bytes, rng: random.Random) -> bytes:
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            member = old.read(name)
+            new.writestr(name, json.dumps({**json.loads(member), "version": 99}) if name == "manifest.json" else member)
+    return changed.getvalue()
+
+
 def fill_disk(folder: Path, rng: random.Random) -> None:
     """A fault: a file system with room for one state or two."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={rng.randint(150, 400)}k", "tmpfs", str(folder)], check=True)
@@ -192,17 +222,20 @@ FAULTS: dict[str, tuple[int, Callable[[Path, random.Random], None]]] = {
     "infinity in an observation": (3, misbehave("inf observation", 9000)),
     "NaN in a reward": (3, misbehave("nan reward", 9000)),
     "infinity in a reward": (3, misbehave("inf reward", 9000)),
+    "NaN in the actor, so in the actions": (3, misbehave("action_net.weight", 9000)),
+    "NaN in the critic, so in its loss": (3, misbehave("value_net.weight", 9000)),
     "the last state truncated": (3, damage(lambda content, rng: content[: rng.randrange(1, len(content))])),
     "a bit of the last state flipped": (3, damage(flip)),
     "the last state empty": (3, damage(lambda content, rng: b"")),
     "the last state a foreign file": (3, damage(lambda content, rng: rng.randbytes(5000))),
+    "the last state of another version of the format": (3, damage(other_version)),
     "disk full while saving": (3, fill_disk),
 }
 
 
 def write(rows: list[str]) -> None:
     """Write the table, as far as it goes."""
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    packages = ", ".join(" ".join(package) for package in versions().items())
     text = f"""# Faults, and what became of the runs
 
 ```
@@ -217,7 +250,7 @@ undisturbed run, bit for bit.
 |---|---|---|---|
 {chr(10).join(rows)}
 
-Python {platform.python_version()}, {versions}.
+Python {platform.python_version()}, {packages}.
 """
     RESULT.write_text(text)
 

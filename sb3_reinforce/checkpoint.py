@@ -19,11 +19,13 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
+from filelock import FileLock, Timeout
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
@@ -49,6 +51,16 @@ FORMAT_VERSION = 1
 STATELESS = (VecCheckNan, VecExtractDictObs, VecFrameStack, VecMonitor, VecTransposeImage, VecVideoRecorder)
 
 MEMBERS = ("state.json", "model.zip")
+
+#: The packages that say which numbers a run gets
+PACKAGES = ("sb3-reinforce", "stable-baselines3", "torch", "gymnasium", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """
+    :return: The versions of the packages that say which numbers a run gets
+    """
+    return {name: version(name) for name in PACKAGES}
 
 
 def encode(value: Any) -> Any:
@@ -287,13 +299,15 @@ def restore(model: BaseAlgorithm, callback: BaseCallback, state: dict[str, Any])
     found, wanted = [type(child).__name__ for child in callbacks], [child["type"] for child in state["callbacks"]]
     if found != wanted:
         raise ValueError(f"The training state is of a run with the callbacks {wanted}, this one has {found}")
+    if state["versions"] != versions():
+        warnings.warn(f"The run began with {state['versions']}, not {versions()}: its numbers may differ from here on")
     restore_env(model.env, state["env"])
     for child, child_state in zip(callbacks, state["callbacks"], strict=True):
         restore_callback(child, child_state)
     for key, value, exclude in state["logged"]:
         model.logger.record(key, value, exclude)
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    python_version, internal, gauss = state["python"]
+    random.setstate((python_version, tuple(internal), gauss))
     np.random.set_state(tuple(state["numpy"]))
     th.set_rng_state(th.from_numpy(state["torch"]))
     if state["cuda"] is not None and model.device.type == "cuda":
@@ -311,7 +325,7 @@ def save_state(path: Path, model: BaseAlgorithm, callback: BaseCallback) -> None
     model_file = io.BytesIO()
     model.save(model_file)
     state = capture(model, callback)
-    state |= {"log_dir": model.logger.dir, "time": time.time(), "device": model.device.type}
+    state |= {"log_dir": model.logger.dir, "time": time.time(), "device": model.device.type, "versions": versions()}
     contents = json.dumps(state, default=encode).encode()
     members = dict(zip(MEMBERS, (contents, model_file.getvalue()), strict=True))
     manifest = {
@@ -344,12 +358,14 @@ def load_state(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = json.loads(archive.read("manifest.json"))
-            version, digests = manifest["version"], dict(manifest["sha256"])
+            format_version, digests = manifest["version"], dict(manifest["sha256"])
             contents = {name: archive.read(name) for name in MEMBERS}
     except Exception as error:  # A file of any content gives errors of any kind
         raise ValueError(f"{path} is no training state, or is damaged ({error})") from error
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path} is a training state of version {version}, this package reads version {FORMAT_VERSION}")
+    if format_version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} is a training state of version {format_version}, this package reads version {FORMAT_VERSION}"
+        )
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != digests.get(name):
             raise ValueError(f"{path} is damaged: the checksum of {name} is wrong")
@@ -383,6 +399,22 @@ def load_latest(path: Path) -> tuple[dict[str, Any], bytes]:
     raise ValueError(f"There is no sound training state in {path}")
 
 
+def lock(folder: Path) -> FileLock:
+    """
+    Claim a run for this process, until it ends.
+
+    :param folder: Folder of training states
+    :return: The claim, which can be released
+    :raises ValueError: If another process has claimed it
+    """
+    claim = FileLock(folder / ".lock", timeout=0, is_singleton=True, thread_local=False)
+    try:
+        claim.acquire()
+    except Timeout as error:
+        raise ValueError(f"The run in {folder} is still training, in another process") from error
+    return claim
+
+
 class TrainingStateCallback(BaseCallback):
     """
     Saves the training state of ``REINFORCE`` between two updates, at the first opportunity after every ``save_freq`` time
@@ -393,7 +425,8 @@ class TrainingStateCallback(BaseCallback):
     :param keep: Number of the latest states to keep
     :param name_prefix: Begin of the names of the files
     :param verbose: Verbosity level: 0 for no output, 1 for the names of the files
-    :raises ValueError: If a number is not positive, or (when training starts) the folder holds states of another run
+    :raises ValueError: If a number is not positive, or (when training starts) the folder holds states of another run, or
+        of one that is still training
     """
 
     def __init__(self, save_freq: int, path: str | Path, keep: int = 2, name_prefix: str = "training", verbose: int = 0):
@@ -415,6 +448,7 @@ class TrainingStateCallback(BaseCallback):
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
+        self._lock = lock(self.path)
         if self.num_timesteps == 0:
             self.last_saved = 0
             if find_states(self.path, self.name_prefix):
@@ -435,6 +469,9 @@ class TrainingStateCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         return not self.has_stopped
+
+    def _on_training_end(self) -> None:
+        self._lock.release(force=True)
 
     def _save(self, callback: BaseCallback) -> None:
         self.last_saved = self.num_timesteps

@@ -230,7 +230,7 @@ def test_killed_processes(tmp_path):
     first, second = (model.policy.state_dict() for model in models)
     assert all(th.equal(first[name], second[name]) for name in first)
     assert models[0].num_timesteps == models[1].num_timesteps >= 40_000
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob("*.part"))
 
 
 @pytest.fixture
@@ -382,10 +382,10 @@ def test_full_disk(states, tmp_path):
         model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, n_episodes=2)
         with pytest.raises(OSError, match="No space left on device"):
             model.learn(1000, callback=TrainingStateCallback(30, disk, keep=9))
-        assert len(find_states(disk)) == len(list(disk.iterdir())) >= 1
+        assert find_states(disk) and {*disk.iterdir()} == {*find_states(disk), disk / ".lock"}
         load_latest(disk)
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 class HiddenSpace(gym.Wrapper):
@@ -402,3 +402,38 @@ def test_what_cannot_be_restored_is_said(tmp_path):
     with pytest.warns(UserWarning, match="samples from its observation_space: this generator is out of reach"):
         model.learn(60, callback=TrainingStateCallback(30, tmp_path))
     env.close()
+
+
+TRAINER = """
+import sys
+from pathlib import Path
+from sb3_reinforce.checkpoint import lock
+claim = lock(Path(sys.argv[1]))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_is_still_training_is_left_alone(states):
+    folder = states[0].parent
+    command = [sys.executable, "-c", TRAINER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "claimed\n"
+        model = REINFORCE.resume(folder, env=make_vec_env("CartPole-v1"))
+        with pytest.raises(ValueError, match="is still training, in another process"):
+            model.learn(200, callback=TrainingStateCallback(30, folder))
+        other.kill()
+    # Whoever is dead holds nothing, and whoever has failed can try again
+    failing = CallbackList([TrainingStateCallback(30, folder), Counts()])
+    with pytest.raises(ValueError, match="this one has"):
+        REINFORCE.resume(folder, env=make_vec_env("CartPole-v1")).learn(200, callback=failing)
+    model.learn(200, callback=TrainingStateCallback(30, folder))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "claimed\n"
+
+
+def test_other_versions_of_packages(states, monkeypatch):
+    model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
+    monkeypatch.setattr("sb3_reinforce.checkpoint.version", lambda name: "0.0")
+    with pytest.warns(UserWarning, match="its numbers may differ from here on"):
+        model.learn(200, callback=TrainingStateCallback(30, states[0].parent))

@@ -51,6 +51,9 @@ def undisturbed(tmp_path_factory):
 def test_killed(undisturbed, tmp_path):
     process = start(tmp_path, *TRAIN, *BUDGET, *HYPERPARAMS)
     wait_for_states(tmp_path / FOLDER, 2)
+    process.send_signal(signal.SIGSTOP)  # It lives, and does nothing
+    status, _, errors = run(tmp_path, *TRAIN[:5], "--resume", "latest")
+    assert status == 1 and "is still training, in another process" in errors
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / FOLDER / f"{ENV_ID}.zip").exists()

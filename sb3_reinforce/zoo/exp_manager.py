@@ -23,7 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.checkpoint import TrainingStateCallback, load_latest
+from sb3_reinforce.checkpoint import TrainingStateCallback, load_latest, lock
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout import check_number
 from sb3_reinforce.vec_env.envpool import EnvPoolVecEnv, closest
@@ -169,6 +169,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             self.save_path = self.resume
             self.params_path = f"{self.save_path}/{self.env_name}"
             self.continue_training = True
+            self.lock = lock(Path(self.save_path))
             self._cut_monitor_files()
 
     def _cut_monitor_files(self) -> None:
