@@ -3,13 +3,15 @@ Baselines that need no critic: pure functions on the returns of a batch of whole
 
 Every function takes ``returns`` of shape ``(n_steps,)``, the episodes laid end to end, with their ``lengths`` of shape
 ``(n_episodes,)``, and gives the baseline of each step, shape ``(n_steps,)``, in the unit of the returns.
-The *return of an episode* is that of its first step.
+The *return of an episode* is that of its first step. With several processes (:mod:`sb3_reinforce.distributed`), each gives its
+own episodes, and the other episodes are those of all.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from sb3_reinforce.distributed import all_max, all_sum
 from sb3_reinforce.returns import episode_starts, timesteps
 
 
@@ -25,8 +27,8 @@ def mean(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :return: Baseline of each step, shape ``(n_steps,)``
     """
-    first = returns[episode_starts(lengths)]
-    return np.full(len(returns), first.mean())
+    total, n_episodes = all_sum([returns[episode_starts(lengths)].sum(), len(lengths)])
+    return np.full(len(returns), total / n_episodes)
 
 
 def leave_one_out(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -40,7 +42,8 @@ def leave_one_out(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     :return: Baseline of each step, shape ``(n_steps,)``
     """
     first = returns[episode_starts(lengths)]
-    return np.repeat((first.sum() - first) / (len(lengths) - 1), lengths)
+    total, n_episodes = all_sum([first.sum(), len(lengths)])
+    return np.repeat((total - first) / (n_episodes - 1), lengths)
 
 
 def timestep(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -58,8 +61,9 @@ def timestep(returns: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     :return: Baseline of each step, shape ``(n_steps,)``
     """
     time = timesteps(lengths)
-    sums = np.bincount(time, weights=returns)
-    return (sums[time] - returns) / (len(lengths) - 1)
+    horizon = int(all_max(lengths.max(initial=0)))
+    sums = all_sum(np.append(np.bincount(time, weights=returns, minlength=horizon), len(lengths)))
+    return (sums[time] - returns) / (sums[-1] - 1)
 
 
 def drop_rounding(advantages: np.ndarray, returns: np.ndarray) -> None:
@@ -70,7 +74,7 @@ def drop_rounding(advantages: np.ndarray, returns: np.ndarray) -> None:
     :param advantages: Returns less their baseline, shape ``(n_steps,)``
     :param returns: Returns, shape ``(n_steps,)``
     """
-    rounding = 1e-9 * max(returns.max(), -returns.min())
+    rounding = 1e-9 * all_max(max(returns.max(initial=0), -returns.min(initial=0)))
     advantages[(-rounding <= advantages) & (advantages <= rounding)] = 0.0
 
 

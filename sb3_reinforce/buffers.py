@@ -9,6 +9,8 @@ from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
+from sb3_reinforce.distributed import offset_and_total, on_first
+
 
 class EpisodeRolloutBufferSamples(NamedTuple):
     """
@@ -45,7 +47,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
     Steps are stored in the order in which they arrive, in arrays that double when they are full and that are kept from
     one rollout to the next: memory is proportional to the steps of the largest batch. :meth:`finish` tells the episodes
     apart. From there on ``rewards``, ``advantages`` and ``returns``, of shape ``(n_steps,)``, hold the episodes end to
-    end, and ``lengths`` and ``episodes``, of length ``n_episodes``, describe them in the same order.
+    end, and ``lengths`` and ``episodes``, of length ``n_episodes``, describe them in the same order. ``total_episodes`` and
+    ``total_steps`` count those of all processes (:mod:`sb3_reinforce.distributed`).
 
     :param buffer_size: Number of steps to make room for at first
     :param observation_space: Observation space
@@ -61,6 +64,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
     returns: np.ndarray
     lengths: np.ndarray
     episodes: list[Episode]
+    total_episodes: int
+    total_steps: int
 
     def __init__(
         self,
@@ -151,6 +156,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
             self._order = self._order[np.repeat(kept, self.lengths)]
             self.lengths = self.lengths[kept]
             self.episodes = [episode for episode in self.episodes if not episode.truncated]
+        _, self.total_episodes = offset_and_total(self.n_episodes)
+        self._first_step, self.total_steps = offset_and_total(self.n_steps)
         self.rewards = self._columns["reward"][self._order]
         self.advantages = np.zeros_like(self.rewards)
         self.returns = np.zeros_like(self.rewards)
@@ -165,20 +172,30 @@ class EpisodeRolloutBuffer(BaseBuffer):
         """Number of steps in the batch."""
         return self.pos if self._order is None else len(self._order)
 
-    def get(self, batch_size: int | None = None, shuffle: bool = False) -> Iterator[EpisodeRolloutBufferSamples]:
+    def get(self, batch_size: int | None = None) -> Iterator[EpisodeRolloutBufferSamples]:
         """
-        Iterate over the finished batch. Nothing is rearranged: it can be iterated over again.
+        Iterate over the finished batch, episode by episode. Nothing is rearranged: it can be iterated over again.
 
         :param batch_size: Number of steps per sample, ``None`` for all at once
-        :param shuffle: Draw the steps in a random order instead of episode by episode
         :return: Samples
         """
         assert self._order is not None, "finish() comes first"
         batch_size = batch_size or max(self.n_steps, 1)
-        permutation = np.random.permutation(self.n_steps) if shuffle else None
         for start in range(0, self.n_steps, batch_size):
-            indices = slice(start, start + batch_size)
-            yield self._get_samples(indices if permutation is None else permutation[indices])
+            yield self._get_samples(slice(start, start + batch_size))
+
+    def get_minibatches(self, batch_size: int) -> Iterator[tuple[EpisodeRolloutBufferSamples, int]]:
+        """
+        Iterate over the steps of all processes in a random order, the same in every process.
+
+        :param batch_size: Number of steps per minibatch
+        :return: What this process has of each minibatch, and the number of steps in it
+        """
+        seed = on_first(lambda: np.random.randint(2**31))
+        permutation = np.random.default_rng(seed).permutation(self.total_steps) - self._first_step
+        for start in range(0, self.total_steps, batch_size):
+            minibatch = permutation[start : start + batch_size]
+            yield self._get_samples(minibatch[(0 <= minibatch) & (minibatch < self.n_steps)]), len(minibatch)
 
     def _get_samples(self, batch_inds: np.ndarray | slice) -> EpisodeRolloutBufferSamples:  # type: ignore[override]
         assert self._order is not None

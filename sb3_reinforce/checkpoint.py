@@ -44,8 +44,10 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
+from sb3_reinforce import distributed
+
 #: Changes when states of one version cannot be read by the other
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 #: Wrappers whose state a reset sets anew, or which have none that matters
 STATELESS = (VecCheckNan, VecExtractDictObs, VecFrameStack, VecMonitor, VecTransposeImage, VecVideoRecorder)
@@ -86,13 +88,13 @@ def decode(value: dict[str, Any]) -> Any:
     return np.frombuffer(base64.b64decode(value["data"]), value["dtype"]).reshape(value["shape"]).copy()
 
 
-def is_plain(value: Any) -> bool:
+def is_plain_value(value: Any) -> bool:
     """
     :param value: A value
     :return: Whether JSON, with arrays, can hold it
     """
     if isinstance(value, list | tuple):
-        return all(map(is_plain, value))
+        return all(map(is_plain_value, value))
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf"
     return value is None or isinstance(value, bool | int | float | str | np.generic)
@@ -120,6 +122,24 @@ def subspaces(space: spaces.Space) -> Iterator[spaces.Space]:
         yield from subspaces(part)
 
 
+def statistics_of(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
+    """
+    :param normalizer: A wrapper that normalizes
+    :return: Statistics of the observations, by their keys
+    """
+    obs_rms = normalizer.obs_rms if normalizer.norm_obs else {}
+    return obs_rms if isinstance(obs_rms, dict) else {"": obs_rms}
+
+
+def running_statistics(env: VecEnv) -> list[RunningMeanStd]:
+    """
+    :param env: A vectorized environment
+    :return: All statistics of normalization in it
+    """
+    normalizers = [wrapper for wrapper in wrappers(env) if isinstance(wrapper, VecNormalize)]
+    return [rms for wrapper in normalizers for rms in (*statistics_of(wrapper).values(), wrapper.ret_rms)]
+
+
 def capture_rms(rms: RunningMeanStd) -> dict[str, Any]:
     """
     :param rms: Running statistics
@@ -145,11 +165,9 @@ def capture_env(env: VecEnv) -> dict[str, Any]:
     state: dict[str, Any] = {"n_envs": env.num_envs, "normalization": []}
     for wrapper in outer:
         if isinstance(wrapper, VecNormalize):
-            obs_rms = wrapper.obs_rms if wrapper.norm_obs else {}
-            observations = obs_rms if isinstance(obs_rms, dict) else {"": obs_rms}
             state["normalization"].append(
                 {
-                    "obs": {key: capture_rms(rms) for key, rms in observations.items()},
+                    "obs": {key: capture_rms(rms) for key, rms in statistics_of(wrapper).items()},
                     "ret": capture_rms(wrapper.ret_rms),
                     "returns": wrapper.returns,
                 }
@@ -206,8 +224,8 @@ def restore_env(env: VecEnv, state: dict[str, Any]) -> None:
             f"env has {len(normalizers)}"
         )
     for wrapper, statistics in zip(normalizers, state["normalization"], strict=True):
-        for key, rms in statistics["obs"].items():
-            restore_rms(wrapper.obs_rms[key] if isinstance(wrapper.obs_rms, dict) else wrapper.obs_rms, rms)
+        for key, rms in statistics_of(wrapper).items():
+            restore_rms(rms, statistics["obs"][key])
         restore_rms(wrapper.ret_rms, statistics["ret"])
         wrapper.returns = statistics["returns"]
     if "generators" not in state or not isinstance(base, DummyVecEnv | SubprocVecEnv):
@@ -248,7 +266,7 @@ def capture_callback(callback: BaseCallback) -> dict[str, Any]:
     """
     arguments = {name for kind in type(callback).__mro__ for name in inspect.signature(kind).parameters}
     own = {name: value for name, value in vars(callback).items() if name not in arguments or isinstance(value, VecEnv)}
-    values = {name: value for name, value in own.items() if is_plain(value)}
+    values = {name: value for name, value in own.items() if is_plain_value(value)}
     envs = {name: capture_env(value) for name, value in own.items() if isinstance(value, VecEnv)}
     return {"type": type(callback).__name__, "values": values, "envs": envs}
 
@@ -282,7 +300,7 @@ def capture(model: BaseAlgorithm, callback: BaseCallback) -> dict[str, Any]:
         "logged": [
             [key, value, model.logger.name_to_excluded[key]]
             for key, value in model.logger.name_to_value.items()
-            if is_plain(value)
+            if is_plain_value(value)
         ],
     }
 
@@ -291,16 +309,19 @@ def restore(model: BaseAlgorithm, callback: BaseCallback, state: dict[str, Any])
     """
     :param model: A loaded model, whose training has been set up
     :param callback: The callback that its training calls
-    :param state: Result of :func:`capture`
-    :raises ValueError: If the environment or the callbacks are others
+    :param state: Result of :func:`load_state`
+    :raises ValueError: If the number of processes, the environment or the callbacks are others
     """
     assert model.env is not None
+    if state["versions"] != versions():
+        warnings.warn(f"The run began with {state['versions']}, not {versions()}: its numbers may differ from here on")
+    if len(state["processes"]) != distributed.world_size():
+        raise ValueError(f"The training state is of {len(state['processes'])} processes, not {distributed.world_size()}")
+    state = state["processes"][distributed.rank()]
     callbacks = list(all_callbacks(callback))
     found, wanted = [type(child).__name__ for child in callbacks], [child["type"] for child in state["callbacks"]]
     if found != wanted:
         raise ValueError(f"The training state is of a run with the callbacks {wanted}, this one has {found}")
-    if state["versions"] != versions():
-        warnings.warn(f"The run began with {state['versions']}, not {versions()}: its numbers may differ from here on")
     restore_env(model.env, state["env"])
     for child, child_state in zip(callbacks, state["callbacks"], strict=True):
         restore_callback(child, child_state)
@@ -316,16 +337,19 @@ def restore(model: BaseAlgorithm, callback: BaseCallback, state: dict[str, Any])
 
 def save_state(path: Path, model: BaseAlgorithm, callback: BaseCallback) -> None:
     """
-    Save a training state. The file is there as a whole or not at all, also when the disk is full or the power fails.
+    Save a training state. The file is there as a whole or not at all, also when the disk is full or the power fails. Of
+    several processes, all take part, and the first one writes.
 
     :param path: Path of the file
     :param model: A model, between two updates
     :param callback: The callback that its training calls
     """
+    state: dict[str, Any] = {"processes": distributed.gather(capture(model, callback))}
+    if distributed.rank() > 0:
+        return
+    state |= {"log_dir": model.logger.dir, "time": time.time(), "device": model.device.type, "versions": versions()}
     model_file = io.BytesIO()
     model.save(model_file)
-    state = capture(model, callback)
-    state |= {"log_dir": model.logger.dir, "time": time.time(), "device": model.device.type, "versions": versions()}
     contents = json.dumps(state, default=encode).encode()
     members = dict(zip(MEMBERS, (contents, model_file.getvalue()), strict=True))
     manifest = {
@@ -352,7 +376,7 @@ def load_state(path: Path) -> tuple[dict[str, Any], bytes]:
     Read a training state. Nothing in it is executed: the model is given back as the bytes of SB3's archive.
 
     :param path: Path of the file
-    :return: What :func:`capture` gave, and the model
+    :return: The state, with what :func:`capture` gave in each process, and the model
     :raises ValueError: If it is no training state, is damaged, or is of another version
     """
     try:
@@ -389,6 +413,10 @@ def load_latest(path: Path) -> tuple[dict[str, Any], bytes]:
     :return: As :func:`load_state`
     :raises ValueError: If there is none
     """
+    return distributed.on_first(lambda: _load_latest(path))
+
+
+def _load_latest(path: Path) -> tuple[dict[str, Any], bytes]:
     if not path.is_dir():
         return load_state(path)
     for candidate in find_states(path):
@@ -448,13 +476,16 @@ class TrainingStateCallback(BaseCallback):
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
-        self._lock = lock(self.path)
         if self.num_timesteps == 0:
             self.last_saved = 0
-            if find_states(self.path, self.name_prefix):
-                raise ValueError(
-                    f"{self.path} holds training states of another run: go on with that one (resume), or choose another folder"
-                )
+        distributed.on_first(self._claim_folder)
+
+    def _claim_folder(self) -> None:
+        self._lock = lock(self.path)
+        if self.num_timesteps == 0 and find_states(self.path, self.name_prefix):
+            raise ValueError(
+                f"{self.path} holds training states of another run: go on with that one (resume), or choose another folder"
+            )
 
     def on_update_end(self, callback: BaseCallback) -> None:
         """
@@ -462,8 +493,10 @@ class TrainingStateCallback(BaseCallback):
 
         :param callback: The callback that training calls, which this one is part of
         """
-        is_to_stop, self.is_to_stop = self.is_to_stop, False  # Not in the state, nor in the next run
-        if is_to_stop or self.num_timesteps - self.last_saved >= self.save_freq:
+        is_to_stop = bool(distributed.all_max(self.is_to_stop))  # A signal can reach the processes in different updates
+        self.is_to_stop = False  # Not in the state, nor in the next run
+        # That of the model: this one's is of the last step, before the processes met
+        if is_to_stop or self.model.num_timesteps - self.last_saved >= self.save_freq:
             self._save(callback)
         self.has_stopped = is_to_stop
 
@@ -471,12 +504,15 @@ class TrainingStateCallback(BaseCallback):
         return not self.has_stopped
 
     def _on_training_end(self) -> None:
-        self._lock.release(force=True)
+        if distributed.rank() == 0:
+            self._lock.release(force=True)
 
     def _save(self, callback: BaseCallback) -> None:
-        self.last_saved = self.num_timesteps
-        path = self.path / f"{self.name_prefix}_{self.num_timesteps}_steps.state"
+        self.last_saved = self.model.num_timesteps
+        path = self.path / f"{self.name_prefix}_{self.last_saved}_steps.state"
         save_state(path, self.model, callback)
+        if distributed.rank() > 0:
+            return
         if self.verbose >= 1:
             print(f"Saved the training state to {path}")
         for old in find_states(self.path, self.name_prefix)[self.keep :]:

@@ -14,10 +14,11 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, update_learning_rate
 from stable_baselines3.common.vec_env.util import obs_space_info
 from torch.nn import functional as F
 
+from sb3_reinforce import distributed
 from sb3_reinforce.baselines import BASELINES, drop_rounding
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.checkpoint import load_latest
@@ -71,8 +72,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0).
         With ``target_kl``, it is where the learning rate starts.
-    :param n_episodes: Number of complete episodes per update, over all environments: environment ``i`` of ``n_envs``
-        gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
+    :param n_episodes: Number of complete episodes per update, over all environments (of all processes): environment
+        ``i`` of ``n_envs`` gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there
+        are more.
     :param min_steps: Collect further rounds of ``n_episodes`` until there are this many steps. The gradient
         estimate is then no longer exactly unbiased, as the number of episodes depends on their lengths.
     :param max_episode_steps: Give up with an error on an episode that is longer than this: the environment has no
@@ -279,9 +281,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         :raises ValueError: If an advantage, the gradient or the critic's loss is not finite; the parameters of the
             policy are then those from before
         """
-        if self.rollout_buffer.n_episodes < self._min_n_episodes:
+        if self.rollout_buffer.total_episodes < self._min_n_episodes:
             warnings.warn(
-                f"No update: {self.rollout_buffer.n_episodes} episodes are left to learn from, at least "
+                f"No update: {self.rollout_buffer.total_episodes} episodes are left to learn from, at least "
                 f"{self._min_n_episodes} are needed. time_limit='discard' leaves out those that a time limit cut off; "
                 "consider 'terminal' or 'bootstrap'"
             )
@@ -318,7 +320,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         buffer = self.rollout_buffer
         rewards, lengths = buffer.rewards, buffer.lengths
         if self.baseline == "value":
-            values = np.concatenate([self._predict_values(batch.observations) for batch in buffer.get(self._chunk_size)])
+            chunks = [self._predict_values(batch.observations) for batch in buffer.get(self._chunk_size)]
+            values = np.concatenate([np.zeros(0), *chunks])  # Another process can have all episodes that are left
             last_values = self._last_values()
             returns = RETURNS[self.returns](rewards, lengths, self.gamma, last_values)
             targets = values + generalized_advantage(rewards, values, lengths, self.gamma, self.gae_lambda, last_values)
@@ -328,17 +331,22 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             baseline = BASELINES[self.baseline](returns, lengths) if self.baseline else np.zeros_like(returns)
         # With the critic and lambda < 1, the lambda-return takes the place of the Monte-Carlo return
         advantages = (targets if self.gae_lambda < 1 else returns) - baseline
-        self.logger.record("train/return_mean", returns[episode_starts(lengths)].mean())
-        self.logger.record("train/advantage_std", advantages.std())
+        return_sum = distributed.all_sum(returns[episode_starts(lengths)].sum())
+        self.logger.record("train/return_mean", float(return_sum) / buffer.total_episodes)
+        mean, var = distributed.mean_and_var(advantages)
+        self.logger.record("train/advantage_std", math.sqrt(var))
         if self.baseline is not None:
-            self.logger.record("train/explained_variance", explained_variance(baseline, targets))
+            _, target_var = distributed.mean_and_var(targets)
+            _, error_var = distributed.mean_and_var(targets - baseline)
+            self.logger.record("train/explained_variance", 1 - error_var / target_var if target_var else math.nan)
         del baseline  # Large batches: from here on in place
-        normalize = self.normalize_advantage and len(advantages) > 1
+        normalize = self.normalize_advantage and buffer.total_steps > 1
         if normalize:
-            advantages -= advantages.mean()
+            advantages -= mean
         drop_rounding(advantages, returns)
         if normalize:
-            advantages /= advantages.std(ddof=1) + 1e-8
+            _, var = distributed.mean_and_var(advantages)
+            advantages /= math.sqrt(var * buffer.total_steps / (buffer.total_steps - 1)) + 1e-8
         if self.discount_states:
             advantages *= self.gamma ** timesteps(lengths)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -388,7 +396,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         :raises ValueError: If it is not finite; nothing is left in the parameters then
         """
         buffer = self.rollout_buffer
-        count = buffer.n_episodes if self.reduction == "episode" else buffer.n_steps
+        count = buffer.total_episodes if self.reduction == "episode" else buffer.total_steps
         policy_loss_sum = entropy_loss_sum = stddev_sum = 0.0
         self.policy.optimizer.zero_grad()
         for batch in buffer.get(self._chunk_size):
@@ -406,6 +414,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             entropy_loss_sum += entropy_loss.item()
             if isinstance(self.action_space, spaces.Box):
                 stddev_sum += distribution.distribution.stddev.sum().item()  # type: ignore[union-attr]
+        distributed.all_sum_gradients(list(self.policy.parameters()))
+        sums = distributed.all_sum([policy_loss_sum, entropy_loss_sum, stddev_sum])
+        policy_loss_sum, entropy_loss_sum, stddev_sum = sums.tolist()
         parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
         total_norm = th.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
         if self.max_grad_norm is not None:
@@ -418,10 +429,10 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 "made. Rewards that are too large, or a standard deviation near zero, are the usual reasons"
             )
         self.logger.record("train/policy_loss", policy_loss_sum / count)
-        self.logger.record("train/entropy_loss", entropy_loss_sum / buffer.n_steps)
+        self.logger.record("train/entropy_loss", entropy_loss_sum / buffer.total_steps)
         self.logger.record("train/grad_norm", grad_norm)
         if isinstance(self.action_space, spaces.Box):
-            self.logger.record("train/std", stddev_sum / (buffer.n_steps * buffer.action_dim))
+            self.logger.record("train/std", stddev_sum / (buffer.total_steps * buffer.action_dim))
 
     def _step(self) -> float:
         """
@@ -434,7 +445,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             return 0.0  # Nothing to learn: the momentum of older gradients is not to move a solved policy
         before = [parameter.detach().clone() for parameter in parameters]
         old = None
-        if self.rollout_buffer.n_steps <= self._chunk_size:
+        if 0 < self.rollout_buffer.n_steps <= self._chunk_size:
             with th.no_grad():
                 # The policy has a single distribution object, which the next call changes
                 old = copy(self.policy.get_distribution(next(self.rollout_buffer.get()).observations))
@@ -482,8 +493,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                         set_values(parameters, after)
                     total += kl_divergence(old, self.policy.get_distribution(batch.observations)).sum().item()
         except ValueError:  # PyTorch's word for parameters that are not those of a distribution
-            return math.inf
-        return total / self.rollout_buffer.n_steps
+            total = math.inf
+        return float(distributed.all_sum(total)) / self.rollout_buffer.total_steps
 
     def _fit_value(self) -> float:
         """
@@ -493,7 +504,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         :raises ValueError: If it is not finite; the parameters of the critic are then those from before
         """
         value_rms = self._value_rms.copy()
-        value_rms.update(self.rollout_buffer.returns.astype(np.float64))
+        target_mean, target_var = distributed.mean_and_var(self.rollout_buffer.returns.astype(np.float64))
+        value_rms.update_from_moments(target_mean, target_var, self.rollout_buffer.total_steps)  # type: ignore[arg-type]
         mean, std = self._value_scale(value_rms)
         parameters = self.value_optimizer.param_groups[0]["params"]
         before = [parameter.detach().clone() for parameter in parameters]
@@ -501,18 +513,19 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         update_learning_rate(self.value_optimizer, FloatSchedule(self.value_learning_rate)(self._current_progress_remaining))
         for _ in range(self.n_value_epochs):
             losses = []
-            for batch in self.rollout_buffer.get(self.value_batch_size, shuffle=True):
+            for batch, batch_size in self.rollout_buffer.get_minibatches(self.value_batch_size):
                 values = self.policy.predict_values(batch.observations).flatten()
-                loss = F.mse_loss(values, (batch.returns - mean) / std)
-                if not math.isfinite(loss.item()):
-                    set_values(parameters, before)
-                    self.value_optimizer.load_state_dict(optimizer_before)
-                    raise ValueError(f"The loss of the critic is not finite ({loss.item()}): it was not changed")
+                loss = F.mse_loss(values, (batch.returns - mean) / std, reduction="sum") / batch_size
                 self.value_optimizer.zero_grad()
                 # The features that it shares with the actor get no gradient
                 loss.backward(inputs=parameters)
+                losses.append(distributed.all_sum_gradients(parameters, loss.item()))
+                if not math.isfinite(losses[-1]):
+                    self.value_optimizer.zero_grad()
+                    set_values(parameters, before)
+                    self.value_optimizer.load_state_dict(optimizer_before)
+                    raise ValueError(f"The loss of the critic is not finite ({losses[-1]}): it was not changed")
                 self.value_optimizer.step()
-                losses.append(loss.item())
         # The optimizer of the policy, which holds these parameters too, is to leave them alone
         self.value_optimizer.zero_grad()
         self._value_rms = value_rms

@@ -1,3 +1,4 @@
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +8,22 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import check_for_correct_spaces, obs_as_tensor
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import check_for_correct_spaces, obs_as_tensor, set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
+from sb3_reinforce import distributed
 from sb3_reinforce.actor import FastActor, is_plain
 from sb3_reinforce.buffers import Episode, EpisodeRolloutBuffer
-from sb3_reinforce.checkpoint import TrainingStateCallback, all_callbacks, restore
+from sb3_reinforce.checkpoint import (
+    TrainingStateCallback,
+    all_callbacks,
+    is_plain_value,
+    restore,
+    running_statistics,
+)
 
 #: Episodes per update where ``n_episodes`` is not given: one per environment, but not less than this.
 DEFAULT_N_EPISODES = 8
@@ -22,6 +31,9 @@ DEFAULT_N_EPISODES = 8
 #: Steps that a rollout buffer has room for at first.
 INITIAL_BUFFER_SIZE = 2048
 
+
+#: Arguments in which processes that train together can differ
+OWN_ARGUMENTS = {"seed", "verbose", "device", "tensorboard_log"}
 
 #: The largest finite number in single precision, in which networks compute.
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -73,13 +85,14 @@ def check_finite(name: str, values: VecEnvObs, n_steps: int) -> None:
 
 class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
     """
-    The base for on-policy algorithms that learn from whole episodes.
+    The base for on-policy algorithms that learn from whole episodes, in one process or in several
+    (:mod:`sb3_reinforce.distributed`).
 
     A rollout starts from a reset of all environments and collects a fixed number of episodes from each of them, so
     that it does not over-represent short episodes, as the first episodes to finish would.
 
-    :param n_episodes: Number of episodes per rollout, over all environments; environment ``i`` of ``n_envs`` gives
-        ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
+    :param n_episodes: Number of episodes per rollout, over all environments (of all processes); environment ``i`` of
+        ``n_envs`` gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
     :param min_steps: Repeat the quota until the rollout has this many steps, before any are discarded
     :param max_episode_steps: Give up on an episode that is longer than this (it would never end)
     :param time_limit: ``"discard"`` leaves out the episodes that a time limit cut off
@@ -121,10 +134,15 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        distributed.join()
         self._check_arguments()
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = EpisodeRolloutBuffer  # type: ignore[assignment]
         super()._setup_model()
+        if distributed.rank() > 0:
+            self.verbose, self.tensorboard_log = 0, None
+            if self.seed is not None:  # What is sampled differs; the parameters have been made with the seed
+                set_random_seed(int(np.random.SeedSequence([self.seed, distributed.rank()]).generate_state(1)[0]))
         if self.verbose >= 1:
             print(f"Sampling actions with {'NumPy' if is_plain(self.policy) else 'PyTorch'}")
 
@@ -146,8 +164,20 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             raise ValueError(f"{action_space} has more than one dimension, which is not supported: flatten it")
 
     def _check_n_envs(self, n_envs: int) -> None:
+        n_envs *= distributed.world_size()
         if self.n_episodes is not None and self.n_episodes < n_envs:
             raise ValueError(f"n_episodes={self.n_episodes} must be at least the number of environments, {n_envs}, or None")
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space). The environments of several
+        processes are seeded as one process would seed them all.
+
+        :param seed: Seed, ``None`` for no change
+        """
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None and distributed.rank() > 0:
+            self.env.seed(seed + distributed.rank() * self.env.num_envs)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -163,6 +193,55 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._check_n_envs(env.num_envs)
         self.n_envs = env.num_envs
         super().set_env(env, force_reset=True)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """
+        One process logs, evaluates and saves: callbacks are called in process 0 only. Training states, which are made of the
+        states of all processes, are the exception.
+
+        :param callback: Callback(s) called at every step with state of the algorithm.
+        :param progress_bar: Display a progress bar using tqdm and rich.
+        :return: A callback
+        """
+        if distributed.rank() > 0:
+            given = callback if isinstance(callback, list) else [callback]
+            found = [child for each in given if isinstance(each, BaseCallback) for child in all_callbacks(each)]
+            callback, progress_bar = [child for child in found if isinstance(child, TrainingStateCallback)], False
+        callback = super()._init_callback(callback, progress_bar)
+        self._check_agreement(callback)
+        distributed.broadcast(self.policy.state_dict().values())
+        assert self.env is not None
+        statistics = running_statistics(self.env)
+        for rms, first in zip(statistics, distributed.on_first(lambda: statistics), strict=True):
+            vars(rms).update(vars(first))
+        return callback
+
+    def _check_agreement(self, callback: BaseCallback) -> None:
+        """
+        :param callback: Callback of the training
+        :raises ValueError: If the processes are not about to do the same
+        """
+        assert self.env is not None
+        names = inspect.signature(type(self)).parameters.keys() - OWN_ARGUMENTS
+        mine = {name: getattr(self, name, None) for name in sorted(names)}
+        mine = {name: value for name, value in mine.items() if is_plain_value(value)}
+        mine["total_timesteps"], mine["num_timesteps"] = self._total_timesteps, self.num_timesteps
+        mine["parameters"] = {name: tuple(value.shape) for name, value in self.policy.state_dict().items()}
+        mine["training states"] = sum(isinstance(child, TrainingStateCallback) for child in all_callbacks(callback))
+        first, *others = distributed.gather(mine)
+        for process, other in enumerate(others, 1):
+            for name in mine:
+                if other[name] != first[name]:
+                    raise ValueError(
+                        f"The processes must train the same model: {name} is {first[name]} in process 0 and "
+                        f"{other[name]} in process {process}"
+                    )
+        self._check_n_envs(math.ceil(distributed.offset_and_total(self.env.num_envs)[1] / distributed.world_size()))
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """As in SB3; of several processes, the first one saves."""
+        if distributed.rank() == 0:
+            super().save(*args, **kwargs)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout can go far beyond the total, and a schedule must not be asked for what comes after its end
@@ -196,11 +275,14 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         # np.clip without its overhead, nor that of broadcasting for one environment
         return np.minimum(np.maximum(actions, self.action_space.low[None]), self.action_space.high[None])
 
-    def _end_episodes(self, finished: np.ndarray, infos: list[dict[str, Any]], rollout_buffer: EpisodeRolloutBuffer) -> None:
+    def _end_episodes(
+        self, finished: np.ndarray, infos: list[dict[str, Any]], rollout_buffer: EpisodeRolloutBuffer
+    ) -> list[dict[str, Any]]:
         """
         :param finished: Indices of the environments whose last stored step ended an episode
         :param infos: Infos of that step, of all environments
         :param rollout_buffer: Buffer to tell
+        :return: What the infos say about the whole episodes
         """
         for env_idx in finished:
             info = infos[env_idx]
@@ -208,6 +290,35 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             bootstrap = truncated and self.time_limit == "bootstrap"
             rollout_buffer.end_episode(Episode(env_idx, truncated, info["terminal_observation"] if bootstrap else None))
             self._update_info_buffer([info], np.array([True]))
+        return [{key: infos[env_idx].get(key) for key in ("episode", "is_success")} for env_idx in finished]
+
+    def _end_round(self, is_stopped: bool, first_timestep: int, n_timesteps: int, n_steps: int) -> tuple[bool, int]:
+        """
+        Where the processes meet: at the end of a round of episodes, or when a callback stops one of them.
+
+        :param is_stopped: Whether this process is stopped
+        :param first_timestep: Time step at the start of the rollout
+        :param n_timesteps: Time steps of this process since then
+        :param n_steps: Those of them that are in its rollout buffer
+        :return: Whether a process is stopped, and the steps in all rollout buffers
+        """
+        stopped, total_timesteps, total_steps = distributed.all_sum([is_stopped, n_timesteps, n_steps])
+        self.num_timesteps = first_timestep + int(total_timesteps)
+        return stopped > 0, int(total_steps)
+
+    def _gather_statistics(self, episode_infos: list[dict[str, Any]], env: VecEnv, before: list[RunningMeanStd]) -> None:
+        """
+        Give all processes the statistics of all: those of the episodes, and those of normalization.
+
+        :param episode_infos: Infos of the episodes of this process
+        :param env: The training environment
+        :param before: The statistics of normalization at the start of the rollout
+        """
+        for process, infos in enumerate(distributed.gather(episode_infos)):
+            if process != distributed.rank():
+                self._update_info_buffer(infos, np.ones(len(infos), dtype=bool))
+        for rms, rms_before in zip(running_statistics(env), before, strict=True):
+            distributed.merge_statistics(rms, rms_before)
 
     def _check_episode_lengths(self, lengths: np.ndarray, watched: np.ndarray) -> None:
         """
@@ -265,15 +376,18 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
-        n_episodes = self.n_episodes or max(DEFAULT_N_EPISODES, env.num_envs)
-        quotas = np.array([(n_episodes + i) // env.num_envs for i in range(env.num_envs)])
+        first_env, total_envs = distributed.offset_and_total(env.num_envs)
+        n_episodes = self.n_episodes or max(DEFAULT_N_EPISODES, total_envs)
+        quotas = (n_episodes + first_env + np.arange(env.num_envs)) // total_envs
         remaining = quotas.copy()
         watched = np.arange(env.num_envs)
         nothing = watched[:0]
-        n_steps, first_timestep = 0, self.num_timesteps
+        n_steps, n_timesteps, first_timestep = 0, 0, self.num_timesteps
         episode_starts = np.zeros(env.num_envs, dtype=int)
         # No running episode can be too long before this step
         deadline = self.max_episode_steps
+        statistics = [rms.copy() for rms in running_statistics(env)]
+        episode_infos: list[dict[str, Any]] = []
         obs = env.reset()
         act = self._actor(env.num_envs)
         # Some environments can be left alone when they have met their quota
@@ -288,11 +402,14 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             clipped_actions = self._env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
+            n_timesteps += n_stepped
             self.num_timesteps += n_stepped
 
             # Give access to local variables
             callback.update_locals(locals())
             if not callback.on_step():
+                self._end_round(True, first_timestep, n_timesteps, 0)
+                self._gather_statistics(episode_infos, env, statistics)
                 return False
 
             check_finite("reward", rewards, n_steps)
@@ -303,12 +420,17 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             # Most steps end no episode
             finished = watched[dones[watched]] if np.count_nonzero(dones) else nothing
             if len(finished) > 0:
-                self._end_episodes(finished, infos, rollout_buffer)
+                episode_infos += self._end_episodes(finished, infos, rollout_buffer)
                 remaining[finished] -= 1
                 episode_starts[finished] = n_steps
                 watched = np.flatnonzero(remaining)
-                if len(watched) == 0 and rollout_buffer.n_steps >= self.min_steps:
-                    break
+                if len(watched) == 0:
+                    is_stopped, total_steps = self._end_round(False, first_timestep, n_timesteps, rollout_buffer.n_steps)
+                    if is_stopped:  # By a callback of another process
+                        self._gather_statistics(episode_infos, env, statistics)
+                        return False
+                    if total_steps >= self.min_steps:
+                        break
                 if self.use_sde:  # Episodes that share their noise would be no baseline for each other
                     self.policy.reset_noise(env.num_envs)
                 if len(watched) == 0:  # One more round of the quota
@@ -324,9 +446,10 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
                 self._check_episode_lengths(n_steps - episode_starts, watched)
                 deadline = episode_starts[watched].min() + self.max_episode_steps
 
-        self.logger.record("rollout/episodes", rollout_buffer.n_episodes)
-        self.logger.record("rollout/steps", rollout_buffer.n_steps)
-        self.logger.record("rollout/surplus_steps", self.num_timesteps - first_timestep - rollout_buffer.n_steps)
+        self._gather_statistics(episode_infos, env, statistics)
+        self.logger.record("rollout/episodes", int(distributed.all_sum(rollout_buffer.n_episodes)))
+        self.logger.record("rollout/steps", total_steps)
+        self.logger.record("rollout/surplus_steps", self.num_timesteps - first_timestep - total_steps)
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
 
         callback.update_locals(locals())

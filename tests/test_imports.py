@@ -11,9 +11,10 @@ PACKAGE = Path(sb3_reinforce.__file__).parent
 
 # A module may only import from those with a lower rank; a new module needs one
 RANKS = {
-    "checkpoint": 0,
+    "distributed": 0,
     "returns": 0,
     "baselines": 1,
+    "checkpoint": 1,
     "buffers": 2,
     "policies": 2,
     "actor": 3,

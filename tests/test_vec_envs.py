@@ -1,5 +1,7 @@
 """Which steps enter the batch: whole episodes by quota, in order, as the policy saw them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch as th
@@ -204,15 +206,18 @@ def test_get_twice():
     assert first.advantages.tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 4, 19, 20, 50, None])
-def test_get_covers_each_step_once(batch_size, shuffle):
+@pytest.mark.parametrize("batch_size, shuffle", [*itertools.product([1, 4, 19, 20, 50], [False, True]), (None, False)])
+def test_samples_cover_each_step_once(batch_size, shuffle):
     buffer = make_buffer(1)
     fill(buffer, [8, 12])
     buffer.finish()
     buffer.advantages[:], buffer.returns[:] = buffer.rewards, -buffer.rewards
-    batches = list(buffer.get(batch_size, shuffle))
     size = batch_size or 20
+    if shuffle:
+        batches, sizes = zip(*buffer.get_minibatches(batch_size), strict=True)
+        assert [len(batch.actions) for batch in batches] == list(sizes)
+    else:
+        batches = list(buffer.get(batch_size))
     assert [len(batch.actions) for batch in batches] == [min(size, 20 - start) for start in range(0, 20, size)]
     steps = th.cat([batch.advantages for batch in batches])
     # The rows stay together

@@ -85,32 +85,48 @@ def has_module(name: str) -> bool:
         return False
 
 
-def resume_run(args: argparse.Namespace) -> None:
+def arguments_of_run(args: argparse.Namespace) -> dict[str, Any]:
     """
-    Take the arguments of the run that is to be gone on with.
-
-    :param args: Arguments of ``train``, which are changed
+    :param args: Arguments of ``train``
+    :return: Those of the run that is to be gone on with, with its folder as ``resume``
     :raises ValueError: If there is no such run
     """
-    if args.resume == "latest":
-        runs = [
-            path
-            for path in Path(args.log_folder, args.algo).glob(f"{args.env.replace('/', '-')}_*")
-            if any(path.glob("*.state"))
-        ]
+    if args.resume in ("latest", "auto"):
+        name = args.env.replace("/", "-")
+        runs = [path for path in Path(args.log_folder, args.algo).glob(f"{name}_*") if any(path.glob("*.state"))]
+        if args.resume == "auto":
+            runs = [path for path in runs if not Path(path, f"{name}.zip").exists()]
+            if not runs:
+                return {"resume": None}
         if not runs:
             raise ValueError(f"no run of {args.algo} in {args.env} has a training state in --log-folder {args.log_folder}")
         args.resume = str(max(runs, key=lambda path: max(state.stat().st_mtime for state in path.glob("*.state"))))
     saved = list(Path(args.resume).glob("*/args.yml"))
     if not saved or not any(Path(args.resume).glob("*.state")):
         raise ValueError(
-            f"--resume {args.resume} must be 'latest', or the folder of a run with a training state (--save-freq)"
+            f"--resume {args.resume} must be 'latest', 'auto', or the folder of a run with a training state (--save-freq)"
         )
     import yaml
 
     arguments = yaml.load(saved[0].read_text(), Loader=yaml.UnsafeLoader)  # Which is how RL Zoo reads it, too
-    kept = ("resume", "progress", "verbose")
-    vars(args).update({key: value for key, value in arguments.items() if key not in kept})
+    return {key: value for key, value in arguments.items() if key not in ("progress", "verbose")} | {"resume": args.resume}
+
+
+def prepare_training(args: argparse.Namespace) -> None:
+    """
+    Take the arguments of the run that is to be gone on with, if one is, and let one of several processes speak.
+
+    :param args: Arguments of ``train``, which are changed
+    :raises ValueError: If there is no such run
+    """
+    from sb3_reinforce import distributed
+
+    distributed.join()
+    if args.resume:
+        vars(args).update(distributed.on_first(lambda: arguments_of_run(args)))
+    if distributed.rank() > 0:
+        args.progress = args.track = False
+        sys.stdout = open(os.devnull, "w")
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace, command: str) -> None:
@@ -146,7 +162,8 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     offer_envpool(parser)
     if sys.argv[0].endswith(" train"):
         parser.add_argument("--resume", metavar="FOLDER", help="Go on with a run of which --save-freq has saved the training "
-                            "state: its folder, or 'latest'. Its arguments are used again")  # fmt: skip
+                            "state, with its arguments: its folder, 'latest', or 'auto' (the latest that has not ended; if "
+                            "there is none, start a new one)")  # fmt: skip
     try:
         args, unknown = parser.parse_known_args()
     except (NameError, SyntaxError) as error:  # RL Zoo evaluates values
@@ -155,8 +172,8 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     command = sys.argv[0].split()[-1]
     check_args(parser, args, command)
-    if getattr(args, "resume", None) and command == "train":
-        resume_run(args)
+    if command == "train":
+        prepare_training(args)
     if command == "benchmark":  # RL Zoo makes it with the first evaluation
         os.makedirs(args.benchmark_dir, exist_ok=True)
     if command == "record_training":

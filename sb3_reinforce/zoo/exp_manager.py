@@ -23,6 +23,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_reinforce import distributed
 from sb3_reinforce.checkpoint import TrainingStateCallback, load_latest, lock
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout import check_number
@@ -70,14 +71,14 @@ def check_keys(given: Collection[str], allowed: Collection[str], what: str) -> N
             raise ValueError(f"{key!r} is not {what}, did you mean {closest(str(key), sorted(allowed))!r}?")
 
 
-def make_vec_env_of_run(*args: Any, appends: bool, **kwargs: Any) -> VecEnv:
+def make_vec_env_of_run(env_id: Any, n_envs: int = 1, *, appends: bool, **kwargs: Any) -> VecEnv:
     """
     :param appends: Whether to go on with the monitor files that are there
-    :return: As SB3's ``make_vec_env``
+    :return: As SB3's ``make_vec_env``; several processes have monitor files of their own
     """
     if appends:
         kwargs["monitor_kwargs"] = {**(kwargs.get("monitor_kwargs") or {}), "override_existing": False}
-    return make_vec_env(*args, **kwargs)
+    return make_vec_env(env_id, n_envs, start_index=distributed.rank() * n_envs, **kwargs)
 
 
 def is_before(row: str, column: int, seconds: float) -> bool:
@@ -145,9 +146,9 @@ def stopping_at_an_update(callbacks: Sequence[BaseCallback]) -> Iterator[list[in
 
 class ExperimentManager(exp_manager.ExperimentManager):
     """
-    RL Zoo's experiment manager, with four differences: it finds the hyperparameters that come with this package, it
-    checks them before an environment is created, it can train on EnvPool's environments, and with ``--save-freq`` it saves
-    the training state of REINFORCE, from which ``--resume`` goes on.
+    RL Zoo's experiment manager, with five differences: it finds the hyperparameters that come with this package, it
+    checks them before an environment is created, it can train on EnvPool's environments, with ``--save-freq`` it saves
+    the training state of REINFORCE, from which ``--resume`` goes on, and under ``torchrun`` several processes share one run.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -155,6 +156,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if self.on_envpool:
             kwargs["vec_env_type"] = "dummy"  # Of the environments for evaluation
         super().__init__(*args, **kwargs)
+        if distributed.world_size() > 1 and (self.algo != "reinforce" or self.optimize_hyperparameters):
+            raise ValueError("torchrun is for training reinforce: searches are spread by --storage, see the README")
+        self.save_path = distributed.on_first(lambda: self.save_path)
+        self.params_path = f"{self.save_path}/{self.env_name}"
         env_id = self.env_name.gym_id
         if kwargs.get("config") is None and (self.algo == "reinforce" or env_id in read_hyperparams(self.algo)):
             self.config = str(FOLDER / f"{self.algo}.yml")
@@ -169,15 +174,19 @@ class ExperimentManager(exp_manager.ExperimentManager):
             self.save_path = self.resume
             self.params_path = f"{self.save_path}/{self.env_name}"
             self.continue_training = True
-            self.lock = lock(Path(self.save_path))
+            distributed.on_first(self._claim)
             self._cut_monitor_files()
+
+    def _claim(self) -> None:
+        self.lock = lock(Path(self.save_path))
 
     def _cut_monitor_files(self) -> None:
         """Leave out the episodes that ended after the training state was saved: they come again."""
         state, _ = load_latest(Path(self.save_path))
         self.monitor_starts = []
-        for index in range(state["env"]["n_envs"]):
-            path = Path(self.save_path, f"{index}.monitor.csv")
+        n_envs = state["processes"][0]["env"]["n_envs"]
+        for index in range(n_envs):
+            path = Path(self.save_path, f"{distributed.rank() * n_envs + index}.monitor.csv")
             header, names, *rows = path.read_text().splitlines()
             start = json.loads(header[1:])["t_start"]
             column = names.split(",").index("t")
@@ -188,7 +197,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             self.monitor_starts.append(start)
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
-        if not self.resume:  # There it is
+        if not self.resume and distributed.rank() == 0:  # There it is
             super()._save_config(saved_hyperparams)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
@@ -200,6 +209,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
 
     def create_callbacks(self) -> None:
         save_freq = self.save_freq
+        # SB3 counts steps of the vectorized environment
+        self.save_freq //= distributed.world_size()
+        self.eval_freq //= distributed.world_size()
         super().create_callbacks()
         if self.algo == "reinforce" and save_freq > 0 and self.on_envpool:
             print("No training states are saved: the random generators of EnvPool's environments are out of reach")
@@ -284,7 +296,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
         return EnvPoolVecEnv(self.env_name.gym_id, len(env_fns), filename=filename, **kwargs)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        if self.resume or self.save_freq > 0:
+        if self.resume or self.save_freq > 0 or distributed.world_size() > 1:
             make = partial(make_vec_env_of_run, appends=bool(self.resume))
             with mock.patch.object(exp_manager, "make_vec_env", make), ignoring_interrupts():
                 return self._create_envs(n_envs, eval_env, no_log)

@@ -1,0 +1,231 @@
+"""
+Data-parallel training with PyTorch's ``torchrun``: every process collects episodes of its own, and what one process would have
+summed over all of them is summed over the processes.
+
+Without ``torchrun``, and outside a process group, every function gives back what it is given.
+"""
+
+import atexit
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+import torch.distributed as dist
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+T = TypeVar("T")
+
+#: How long a process waits for the others, where the group is made here: longer than an evaluation takes
+TIMEOUT = timedelta(minutes=10)
+
+#: What ``torchrun`` tells each process
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def join() -> None:
+    """Join the processes that ``torchrun`` has started along with this one, if it has, and if that is not done yet."""
+    if dist.is_available() and not dist.is_initialized() and all(name in os.environ for name in VARIABLES):
+        if int(os.environ["WORLD_SIZE"]) > 1:
+            if th.cuda.is_available():
+                th.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % th.cuda.device_count())
+            with waiting_for_others():
+                store, number, total = new_store()
+                dist.init_process_group(store=store, rank=number, world_size=total, timeout=TIMEOUT)
+            atexit.register(dist.destroy_process_group)  # Its threads must not outlive the interpreter
+
+
+def new_store() -> tuple[dist.Store, int, int]:
+    """
+    The store of ``torchrun`` remembers the addresses of the processes from before a restart, and some would connect to them
+    (https://github.com/pytorch/pytorch/issues/135712): it only tells where process 0 has a new one.
+
+    :return: A store through which the processes find each other, the rank of this one, and how many there are
+    :raises RuntimeError: If there is none in time
+    """
+    shared, number, total = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    host, key = os.environ["MASTER_ADDR"], "sb3_reinforce/port"
+    if number == 0:
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        shared.set(key, str(store.port))
+        return store, number, total
+    end = time.monotonic() + TIMEOUT.total_seconds()
+    while True:
+        try:
+            store = dist.TCPStore(host, int(shared.get(key)), timeout=timedelta(seconds=2))
+            break
+        except dist.DistError:  # That of a process that is gone
+            if time.monotonic() > end:
+                raise
+    store.set_timeout(TIMEOUT)
+    return store, number, total
+
+
+def world_size() -> int:
+    """
+    :return: Number of processes
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """
+    :return: Which of the processes this one is, from 0; number 0 is the one that logs, evaluates and saves
+    """
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """
+    :raises RuntimeError: If another process is gone, or does not answer in time
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"Process {os.environ.get('RANK', '?')} has lost the others: one of them has failed (its own error says why), "
+            f"hangs, or cannot be reached ({error})"
+        ) from error
+
+
+def all_sum(values: Any) -> np.ndarray:
+    """
+    :param values: Numbers, as many in every process
+    :return: Their sums over the processes, in double precision
+    """
+    return _all_reduce(values, dist.ReduceOp.SUM)
+
+
+def all_max(values: Any) -> np.ndarray:
+    """
+    :param values: Numbers, as many in every process
+    :return: Their maxima over the processes, in double precision
+    """
+    return _all_reduce(values, dist.ReduceOp.MAX)
+
+
+def _all_reduce(values: Any, operation: Any) -> np.ndarray:
+    values = np.array(values, dtype=np.float64)
+    if world_size() > 1:
+        with waiting_for_others():
+            dist.all_reduce(th.from_numpy(values), operation)  # In place
+    return values
+
+
+def offset_and_total(number: int) -> tuple[int, int]:
+    """
+    :param number: How many of something this process has
+    :return: How many the processes before this one have, and how many all have
+    """
+    numbers = np.zeros(world_size())
+    numbers[rank()] = number
+    numbers = all_sum(numbers)
+    return int(numbers[: rank()].sum()), int(numbers.sum())
+
+
+def mean_and_var(values: np.ndarray) -> tuple[float, float]:
+    """
+    :param values: Values of this process, any number of them
+    :return: Mean and variance of those of all processes
+    """
+    count, total = all_sum([len(values), values.sum()])
+    mean = total / count
+    deviations = values - mean
+    return float(mean), float(all_sum(deviations @ deviations) / count)
+
+
+def merge_statistics(rms: RunningMeanStd, before: RunningMeanStd) -> None:
+    """
+    Let running statistics be those of what all processes have seen.
+
+    :param rms: Statistics of this process, which are changed
+    :param before: What they were when they were the same in every process
+    """
+    if world_size() == 1:
+        return
+
+    def sums(of: RunningMeanStd) -> np.ndarray:
+        """About the same mean, so that they can be added and subtracted"""
+        shift = of.mean - before.mean
+        return of.count * np.stack([np.ones_like(shift), shift, of.var + shift**2])
+
+    counts, first, second = all_sum(sums(rms) - sums(before)) + sums(before)
+    rms.count = float(counts.flat[0])
+    rms.mean = before.mean + first / counts
+    rms.var = second / counts - (first / counts) ** 2
+
+
+def gather(value: T) -> list[T]:
+    """
+    :param value: Something that can be pickled
+    :return: That of each process, in the order of their ranks
+    """
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with waiting_for_others():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """
+    Let process 0 do something, which all processes wait for.
+
+    :param function: What to do; its result can be pickled
+    :return: Its result, in every process
+    :raises Exception: What the function raises, in every process
+    """
+    if world_size() == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    with waiting_for_others():
+        dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def broadcast(tensors: Iterable[th.Tensor]) -> None:
+    """
+    Give all processes the values of process 0.
+
+    :param tensors: Tensors to change, in place, alike in every process
+    """
+    if world_size() > 1:
+        with waiting_for_others():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+
+def all_sum_gradients(parameters: Sequence[th.nn.Parameter], loss: float = 0.0) -> float:
+    """
+    Sum the gradients over the processes, in one message. A parameter without one is one whose gradient is zero, if another
+    process has it, and stays without if none has.
+
+    :param parameters: Parameters, the same in every process
+    :param loss: A number to sum along with them
+    :return: Its sum
+    """
+    if world_size() == 1:
+        return loss
+    device = parameters[0].device
+    gradients = [th.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    extra = th.tensor([loss, *(p.grad is not None for p in parameters)], device=device)
+    packed = th.cat([extra, *(gradient.flatten() for gradient in gradients)])
+    with waiting_for_others():
+        dist.all_reduce(packed)
+    extra, *parts = packed.split([len(extra), *(p.numel() for p in parameters)])
+    for parameter, part, count in zip(parameters, parts, extra[1:].tolist(), strict=True):
+        parameter.grad = part.view_as(parameter) if count else None
+    return extra[0].item()
