@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
-from sb3_reinforce.distributed import offset_and_total, on_first
+from sb3_reinforce.distributed import by_rank, on_first, rank
 
 
 class EpisodeRolloutBufferSamples(NamedTuple):
@@ -156,8 +156,9 @@ class EpisodeRolloutBuffer(BaseBuffer):
             self._order = self._order[np.repeat(kept, self.lengths)]
             self.lengths = self.lengths[kept]
             self.episodes = [episode for episode in self.episodes if not episode.truncated]
-        _, self.total_episodes = offset_and_total(self.n_episodes)
-        self._first_step, self.total_steps = offset_and_total(self.n_steps)
+        counts = by_rank([self.n_episodes, self.n_steps]).astype(int)
+        self.total_episodes, self.total_steps = counts.sum(axis=0)
+        self._first_step = counts[: rank(), 1].sum()
         self.rewards = self._columns["reward"][self._order]
         self.advantages = np.zeros_like(self.rewards)
         self.returns = np.zeros_like(self.rewards)

@@ -33,10 +33,16 @@ def join() -> None:
         if int(os.environ["WORLD_SIZE"]) > 1:
             if th.cuda.is_available():
                 th.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % th.cuda.device_count())
+            # Imported later, the defaults of its functions would keep the group, and its threads outlive the interpreter
+            import torch.distributed.nn.functional  # noqa: F401
+
             with waiting_for_others():
-                store, number, total = new_store()
-                dist.init_process_group(store=store, rank=number, world_size=total, timeout=TIMEOUT)
-            atexit.register(dist.destroy_process_group)  # Its threads must not outlive the interpreter
+                if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                    store, number, total = new_store()
+                    dist.init_process_group(store=store, rank=number, world_size=total, timeout=TIMEOUT)
+                else:
+                    dist.init_process_group(timeout=TIMEOUT)
+            atexit.register(dist.destroy_process_group)
 
 
 def new_store() -> tuple[dist.Store, int, int]:
@@ -55,8 +61,9 @@ def new_store() -> tuple[dist.Store, int, int]:
         return store, number, total
     end = time.monotonic() + TIMEOUT.total_seconds()
     while True:
+        port = int(shared.get(key))
         try:
-            store = dist.TCPStore(host, int(shared.get(key)), timeout=timedelta(seconds=2))
+            store = dist.TCPStore(host, port, timeout=timedelta(seconds=2))
             break
         except dist.DistError:  # That of a process that is gone
             if time.monotonic() > end:
@@ -111,21 +118,21 @@ def all_max(values: Any) -> np.ndarray:
 
 def _all_reduce(values: Any, operation: Any) -> np.ndarray:
     values = np.array(values, dtype=np.float64)
-    if world_size() > 1:
-        with waiting_for_others():
-            dist.all_reduce(th.from_numpy(values), operation)  # In place
+    if world_size() == 1:
+        return values
+    with waiting_for_others():
+        dist.all_reduce(th.from_numpy(values), operation)  # In place
     return values
 
 
-def offset_and_total(number: int) -> tuple[int, int]:
+def by_rank(values: Sequence[float]) -> np.ndarray:
     """
-    :param number: How many of something this process has
-    :return: How many the processes before this one have, and how many all have
+    :param values: Numbers, as many in every process
+    :return: Those of each process, in double precision, shape ``(world_size, n_values)``
     """
-    numbers = np.zeros(world_size())
-    numbers[rank()] = number
-    numbers = all_sum(numbers)
-    return int(numbers[: rank()].sum()), int(numbers.sum())
+    rows = np.zeros((world_size(), len(values)))
+    rows[rank()] = values
+    return all_sum(rows)
 
 
 def mean_and_var(values: np.ndarray) -> tuple[float, float]:
@@ -133,10 +140,12 @@ def mean_and_var(values: np.ndarray) -> tuple[float, float]:
     :param values: Values of this process, any number of them
     :return: Mean and variance of those of all processes
     """
-    count, total = all_sum([len(values), values.sum()])
-    mean = total / count
+    mean = values.mean() if len(values) else 0.0
     deviations = values - mean
-    return float(mean), float(all_sum(deviations @ deviations) / count)
+    counts, means, squares = by_rank([len(values), float(mean), float(deviations @ deviations)]).T
+    total_mean = counts @ means / counts.sum()
+    # The variance within the processes, and that between them
+    return float(total_mean), float((squares.sum() + counts @ (means - total_mean) ** 2) / counts.sum())
 
 
 def merge_statistics(rms: RunningMeanStd, before: RunningMeanStd) -> None:

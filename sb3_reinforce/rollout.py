@@ -236,7 +236,7 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
                         f"The processes must train the same model: {name} is {first[name]} in process 0 and "
                         f"{other[name]} in process {process}"
                     )
-        self._check_n_envs(math.ceil(distributed.offset_and_total(self.env.num_envs)[1] / distributed.world_size()))
+        self._check_n_envs(math.ceil(distributed.all_sum(self.env.num_envs) / distributed.world_size()))
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """As in SB3; of several processes, the first one saves."""
@@ -376,7 +376,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
-        first_env, total_envs = distributed.offset_and_total(env.num_envs)
+        all_envs = distributed.by_rank([env.num_envs]).astype(int)
+        first_env, total_envs = all_envs[: distributed.rank()].sum(), all_envs.sum()
         n_episodes = self.n_episodes or max(DEFAULT_N_EPISODES, total_envs)
         quotas = (n_episodes + first_env + np.arange(env.num_envs)) // total_envs
         remaining = quotas.copy()

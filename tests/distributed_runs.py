@@ -192,7 +192,13 @@ def statistics(out):
     np.testing.assert_allclose(merged.var, expected.var, rtol=1e-12)
     assert merged.count == expected.count
     assert distributed.all_max(distributed.rank()) == distributed.world_size() - 1
-    assert distributed.offset_and_total(distributed.rank() + 1) == ((0, 3), (1, 3))[distributed.rank()]
+    assert distributed.by_rank([distributed.rank(), 5]).tolist() == [[0, 5], [1, 5]]
+    mine = seen[distributed.rank(), : 20 * distributed.rank(), 2]  # Process 0 has none
+    mean, var = distributed.mean_and_var(mine)
+    np.testing.assert_allclose([mean, var], [seen[1, :20, 2].mean(), seen[1, :20, 2].var()], rtol=1e-12)
+    mean, var = distributed.mean_and_var(seen[distributed.rank(), : 20 + distributed.rank(), 2])
+    everything = np.concatenate([seen[0, :20, 2], seen[1, :21, 2]])
+    np.testing.assert_allclose([mean, var], [everything.mean(), everything.var()], rtol=1e-12)
     try:
         distributed.on_first(lambda: {}["key"])
     except KeyError as error:

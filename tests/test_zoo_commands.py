@@ -161,7 +161,7 @@ def test_train(runs):
     run = folder / "logs" / RUN
     checkpoints = {f"rl_model_{n}_steps.zip" for n in (100, 200)}
     settings = {f"{ENV_ID}/{name}" for name in ("config.yml", "args.yml", "command.txt")}
-    expected = {"0.monitor.csv", "best_model.zip", "evaluations.npz", f"{ENV_ID}.zip"} | checkpoints | settings
+    expected = {"0.monitor.csv", "best_model.zip", "evaluations.npz", f"{ENV_ID}.zip"} | checkpoints | settings | {".lock"}
     # The last rollout goes beyond the budget
     assert {
         name for name in files(run) if not re.fullmatch(r"rl_model_[3-9]00_steps.zip|training_\d+_steps.state", name)

@@ -75,7 +75,7 @@ def test_stopped(undisturbed, tmp_path, number, status):
     assert process.returncode == status, output
     assert "Stopping when this update is complete" in output and "Traceback" not in output
     (folder,) = re.findall(r"Stopped by a signal: --resume (\S+) goes on from the last training state", output)
-    output = succeed(tmp_path, *TRAIN[:5], "--resume", folder)
+    succeed(tmp_path, *TRAIN[:5], "--resume", folder if number == signal.SIGINT else "auto")
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
@@ -87,7 +87,7 @@ def test_bad_input(tmp_path):
 
     assert "no run of reinforce in Pendulum-v1 has a training state in --log-folder logs" in error("--resume", "latest")
     (tmp_path / "empty").mkdir()
-    assert "--resume empty must be 'latest', or the folder of a run with a training state" in error("--resume", "empty")
+    assert "--resume empty must be 'latest', 'auto', or the folder of a run" in error("--resume", "empty")
     succeed(tmp_path, *TRAIN, "-n", 1000, "--eval-freq", -1, "--save-freq", 500, "-params", "n_episodes:2")
     (state,) = (tmp_path / FOLDER).glob("*.state")
     state.write_bytes(state.read_bytes()[:100])

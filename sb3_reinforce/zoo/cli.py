@@ -1,11 +1,13 @@
 """The command ``sb3-reinforce``: RL Zoo's commands, with ``reinforce`` among the algorithms."""
 
 import argparse
+import json
 import os
 import runpy
 import subprocess
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -85,6 +87,18 @@ def has_module(name: str) -> bool:
         return False
 
 
+def has_ended(model: Path) -> bool:
+    """
+    :param model: Where a run saves its model, at the end or when it is stopped
+    :return: Whether the run has had all its time steps
+    """
+    if not model.exists():
+        return False
+    with zipfile.ZipFile(model) as archive:
+        data = json.loads(archive.read("data"))
+    return data["num_timesteps"] >= data["_total_timesteps"]
+
+
 def arguments_of_run(args: argparse.Namespace) -> dict[str, Any]:
     """
     :param args: Arguments of ``train``
@@ -95,7 +109,7 @@ def arguments_of_run(args: argparse.Namespace) -> dict[str, Any]:
         name = args.env.replace("/", "-")
         runs = [path for path in Path(args.log_folder, args.algo).glob(f"{name}_*") if any(path.glob("*.state"))]
         if args.resume == "auto":
-            runs = [path for path in runs if not Path(path, f"{name}.zip").exists()]
+            runs = [path for path in runs if not has_ended(path / f"{name}.zip")]
             if not runs:
                 return {"resume": None}
         if not runs:
