@@ -142,7 +142,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
 
     def finish(self, discard_truncated: bool = False) -> None:
         """
-        Put the episodes end to end: those of the first environment in the order of time, those of the second, ...
+        Put the episodes end to end: those of the first environment in the order of time, those of the second, ... All
+        processes have to call it.
 
         :param discard_truncated: Leave out the episodes that a time limit cut off
         """

@@ -19,7 +19,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,13 @@ def versions() -> dict[str, str]:
     """
     :return: The versions of the packages that say which numbers a run gets
     """
-    return {name: version(name) for name in PACKAGES}
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # Used without being installed
+            found[name] = "?"
+    return found
 
 
 def encode(value: Any) -> Any:
@@ -290,6 +296,7 @@ def capture(model: BaseAlgorithm, callback: BaseCallback) -> dict[str, Any]:
     assert model.env is not None
     algorithm, keys, *rest = np.random.get_state()
     return {
+        "time": time.time(),
         "python": random.getstate(),
         "numpy": [algorithm, keys, *rest],
         "torch": th.get_rng_state().numpy(),
@@ -305,6 +312,15 @@ def capture(model: BaseAlgorithm, callback: BaseCallback) -> dict[str, Any]:
     }
 
 
+def check_number_of_processes(state: dict[str, Any]) -> None:
+    """
+    :param state: Result of :func:`load_state`
+    :raises ValueError: If there are not as many processes as before
+    """
+    if len(state["processes"]) != distributed.world_size():
+        raise ValueError(f"The training state is of {len(state['processes'])} processes, not {distributed.world_size()}")
+
+
 def restore(model: BaseAlgorithm, callback: BaseCallback, state: dict[str, Any]) -> None:
     """
     :param model: A loaded model, whose training has been set up
@@ -314,9 +330,8 @@ def restore(model: BaseAlgorithm, callback: BaseCallback, state: dict[str, Any])
     """
     assert model.env is not None
     if state["versions"] != versions():
-        warnings.warn(f"The run began with {state['versions']}, not {versions()}: its numbers may differ from here on")
-    if len(state["processes"]) != distributed.world_size():
-        raise ValueError(f"The training state is of {len(state['processes'])} processes, not {distributed.world_size()}")
+        warnings.warn(f"The state was saved with {state['versions']}, not {versions()}: the numbers may differ from here on")
+    check_number_of_processes(state)
     state = state["processes"][distributed.rank()]
     callbacks = list(all_callbacks(callback))
     found, wanted = [type(child).__name__ for child in callbacks], [child["type"] for child in state["callbacks"]]
@@ -347,7 +362,7 @@ def save_state(path: Path, model: BaseAlgorithm, callback: BaseCallback) -> None
     state: dict[str, Any] = {"processes": distributed.gather(capture(model, callback))}
     if distributed.rank() > 0:
         return
-    state |= {"log_dir": model.logger.dir, "time": time.time(), "device": model.device.type, "versions": versions()}
+    state |= {"log_dir": model.logger.dir, "device": model.device.type, "versions": versions()}
     model_file = io.BytesIO()
     model.save(model_file)
     contents = json.dumps(state, default=encode).encode()
@@ -410,7 +425,7 @@ def find_states(folder: Path, name_prefix: str = "*") -> list[Path]:
 def load_latest(path: Path) -> tuple[dict[str, Any], bytes]:
     """
     :param path: A training state, or a folder of them: the latest that is sound
-    :return: As :func:`load_state`
+    :return: As :func:`load_state`, in all processes, which all have to call it
     :raises ValueError: If there is none
     """
     return distributed.on_first(lambda: _load_latest(path))
@@ -439,7 +454,11 @@ def lock(folder: Path) -> FileLock:
     try:
         claim.acquire()
     except Timeout as error:
-        raise ValueError(f"The run in {folder} is still training, in another process") from error
+        raise ValueError(
+            f"The run in {folder} is still training, in another process (or has failed in one that has not ended)"
+        ) from error
+    except OSError as error:
+        warnings.warn(f"{folder} cannot be locked ({error}): see to it that nothing else goes on with this run meanwhile")
     return claim
 
 

@@ -2,7 +2,8 @@
 Data-parallel training with PyTorch's ``torchrun``: every process collects episodes of its own, and what one process would have
 summed over all of them is summed over the processes.
 
-Without ``torchrun``, and outside a process group, every function gives back what it is given.
+Without ``torchrun``, and outside a process group, every function gives back what it is given. In a group, all processes have
+to call the same functions, in the same order.
 """
 
 import atexit
@@ -20,29 +21,48 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 T = TypeVar("T")
 
-#: How long a process waits for the others, where the group is made here: longer than an evaluation takes
-TIMEOUT = timedelta(minutes=10)
-
 #: What ``torchrun`` tells each process
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def join() -> None:
-    """Join the processes that ``torchrun`` has started along with this one, if it has, and if that is not done yet."""
-    if dist.is_available() and not dist.is_initialized() and all(name in os.environ for name in VARIABLES):
-        if int(os.environ["WORLD_SIZE"]) > 1:
-            if th.cuda.is_available():
-                th.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % th.cuda.device_count())
-            # Imported later, the defaults of its functions would keep the group, and its threads outlive the interpreter
-            import torch.distributed.nn.functional  # noqa: F401
+def timeout() -> timedelta:
+    """
+    :return: How long a process waits for the others, which can be evaluating: ``SB3_REINFORCE_TIMEOUT`` seconds, or 600
+    """
+    return timedelta(seconds=float(os.environ.get("SB3_REINFORCE_TIMEOUT", 600)))
 
-            with waiting_for_others():
-                if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-                    store, number, total = new_store()
-                    dist.init_process_group(store=store, rank=number, world_size=total, timeout=TIMEOUT)
-                else:
-                    dist.init_process_group(timeout=TIMEOUT)
-            atexit.register(dist.destroy_process_group)
+
+def join() -> None:
+    """
+    Join the processes that ``torchrun`` has started along with this one, if it has, and if that is not done yet.
+
+    :raises RuntimeError: If they cannot be reached in time
+    """
+    if not dist.is_available() or any(name not in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
+        return
+    backend = None  # gloo for tensors of the CPU, and nccl for those of a GPU
+    if th.cuda.is_available():
+        th.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % th.cuda.device_count())
+        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > th.cuda.device_count():
+            backend = "cpu:gloo,cuda:gloo"  # nccl wants a GPU for each process
+    if dist.is_initialized():
+        return
+    # Imported later, the defaults of its functions would keep the group, and its threads outlive the interpreter
+    import torch.distributed.nn.functional  # noqa: F401
+
+    with waiting_for_others():
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store, number, total = new_store()
+            dist.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout())
+        else:
+            dist.init_process_group(backend, timeout=timeout())
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Leave the other processes, where that is not done yet."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def new_store() -> tuple[dist.Store, int, int]:
@@ -53,13 +73,13 @@ def new_store() -> tuple[dist.Store, int, int]:
     :return: A store through which the processes find each other, the rank of this one, and how many there are
     :raises RuntimeError: If there is none in time
     """
-    shared, number, total = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    shared, number, total = next(dist.rendezvous("env://", timeout=timeout()))
     host, key = os.environ["MASTER_ADDR"], "sb3_reinforce/port"
     if number == 0:
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout())
         shared.set(key, str(store.port))
         return store, number, total
-    end = time.monotonic() + TIMEOUT.total_seconds()
+    end = time.monotonic() + timeout().total_seconds()
     while True:
         port = int(shared.get(key))
         try:
@@ -68,7 +88,7 @@ def new_store() -> tuple[dist.Store, int, int]:
         except dist.DistError:  # That of a process that is gone
             if time.monotonic() > end:
                 raise
-    store.set_timeout(TIMEOUT)
+    store.set_timeout(timeout())
     return store, number, total
 
 

@@ -352,9 +352,11 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         with np.errstate(over="ignore", invalid="ignore"):
             buffer.advantages = advantages.astype(np.float32)
             buffer.returns = targets.astype(np.float32)
-        if not (np.isfinite(buffer.advantages).all() and np.isfinite(buffer.returns).all()):
+        is_finite = np.isfinite(buffer.advantages).all() and np.isfinite(buffer.returns).all()
+        if distributed.all_max(not is_finite):
+            largest = np.abs(rewards).max(initial=0)
             raise ValueError(
-                f"A return or an advantage is not finite in single precision (largest reward {np.abs(rewards).max()}): "
+                f"A return or an advantage is not finite in single precision (largest reward {largest}): "
                 "no update was made. Scale the rewards down, for example with VecNormalize, or look at the critic's values"
             )
 
@@ -539,6 +541,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         Go on with a run of which a :class:`~sb3_reinforce.checkpoint.TrainingStateCallback` has saved the state:
         ``REINFORCE.resume(path, env).learn(total_timesteps, callback)``, with an environment, a number of time steps (of the
         whole run) and callbacks like those of the run, ends as the run would have.
+
+        Several processes all have to call it, and to be as many as before.
 
         The file holds a model in SB3's format, which is unpickled: take it only from those whom you trust.
 

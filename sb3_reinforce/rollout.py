@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
@@ -141,8 +142,6 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         super()._setup_model()
         if distributed.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None
-            if self.seed is not None:  # What is sampled differs; the parameters have been made with the seed
-                set_random_seed(int(np.random.SeedSequence([self.seed, distributed.rank()]).generate_state(1)[0]))
         if self.verbose >= 1:
             print(f"Sampling actions with {'NumPy' if is_plain(self.policy) else 'PyTorch'}")
 
@@ -171,12 +170,16 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
     def set_random_seed(self, seed: int | None = None) -> None:
         """
         Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space). The environments of several
-        processes are seeded as one process would seed them all.
+        processes are seeded as one process would seed them all, and their samples differ.
 
         :param seed: Seed, ``None`` for no change
         """
         super().set_random_seed(seed)
-        if seed is not None and self.env is not None and distributed.rank() > 0:
+        if seed is None or distributed.rank() == 0:
+            return
+        own_seed = int(np.random.SeedSequence([seed, distributed.rank()]).generate_state(1)[0])
+        set_random_seed(own_seed, using_cuda=self.device.type == "cuda")
+        if self.env is not None:
             self.env.seed(seed + distributed.rank() * self.env.num_envs)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -207,6 +210,7 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
             given = callback if isinstance(callback, list) else [callback]
             found = [child for each in given if isinstance(each, BaseCallback) for child in all_callbacks(each)]
             callback, progress_bar = [child for child in found if isinstance(child, TrainingStateCallback)], False
+            self._logger = Logger(None, [])
         callback = super()._init_callback(callback, progress_bar)
         self._check_agreement(callback)
         distributed.broadcast(self.policy.state_dict().values())
@@ -228,6 +232,11 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         mine["total_timesteps"], mine["num_timesteps"] = self._total_timesteps, self.num_timesteps
         mine["parameters"] = {name: tuple(value.shape) for name, value in self.policy.state_dict().items()}
         mine["training states"] = sum(isinstance(child, TrainingStateCallback) for child in all_callbacks(callback))
+        has_batch_norm = any(isinstance(module, th.nn.modules.batchnorm._BatchNorm) for module in self.policy.modules())
+        if distributed.world_size() > 1 and has_batch_norm:
+            raise ValueError(
+                "Batch normalization is not supported in several processes: each would have statistics of its own"
+            )
         first, *others = distributed.gather(mine)
         for process, other in enumerate(others, 1):
             for name in mine:

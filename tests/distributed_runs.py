@@ -5,18 +5,17 @@ import os
 import signal
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch as th
-import torch.distributed as dist
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, distributed
@@ -121,6 +120,12 @@ def make_model(seed=3, **kwargs):
     return REINFORCE("MlpPolicy", env, seed=seed, device="cpu", **kwargs)
 
 
+class Normed(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.norm = th.nn.BatchNorm1d(self.features_dim)
+
+
 class Stop(BaseCallback):
     """Stops training in the middle of a rollout."""
 
@@ -168,6 +173,7 @@ def agreement(out):
         (dict(n_episodes=4 + distributed.rank()), "n_episodes is 4 in process 0 and 5 in process 1"),
         (dict(n_episodes=3), "n_episodes=3 must be at least the number of environments, 4"),
         (dict(policy_kwargs=dict(net_arch=[2 + distributed.rank()])), "must train the same model: parameters is"),
+        (dict(policy_kwargs=dict(features_extractor_class=Normed)), "Batch normalization is not supported"),
     ):
         try:
             make_model(**kwargs).learn(1)
@@ -226,7 +232,7 @@ class Fault(gym.Wrapper):
 
 
 def fault(kind):
-    dist.init_process_group(timeout=timedelta(seconds=5))
+    os.environ["SB3_REINFORCE_TIMEOUT"] = "5"
     env = make_vec_env("CartPole-v1", wrapper_class=Fault, wrapper_kwargs=dict(kind=kind))
     REINFORCE("MlpPolicy", env, seed=0, device="cpu").learn(100_000)
 

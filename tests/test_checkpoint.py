@@ -432,5 +432,5 @@ def test_a_run_that_is_still_training_is_left_alone(states):
 def test_other_versions_of_packages(states, monkeypatch):
     model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
     monkeypatch.setattr("sb3_reinforce.checkpoint.version", lambda name: "0.0")
-    with pytest.warns(UserWarning, match="its numbers may differ from here on"):
+    with pytest.warns(UserWarning, match="the numbers may differ from here on"):
         model.learn(200, callback=TrainingStateCallback(30, states[0].parent))

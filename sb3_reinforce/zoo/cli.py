@@ -94,8 +94,11 @@ def has_ended(model: Path) -> bool:
     """
     if not model.exists():
         return False
-    with zipfile.ZipFile(model) as archive:
-        data = json.loads(archive.read("data"))
+    try:
+        with zipfile.ZipFile(model) as archive:
+            data = json.loads(archive.read("data"))
+    except (zipfile.BadZipFile, KeyError, ValueError):  # It was ended while it saved it
+        return False
     return data["num_timesteps"] >= data["_total_timesteps"]
 
 

@@ -24,7 +24,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import distributed
-from sb3_reinforce.checkpoint import TrainingStateCallback, load_latest, lock
+from sb3_reinforce.checkpoint import TrainingStateCallback, check_number_of_processes, load_latest, lock
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.rollout import check_number
 from sb3_reinforce.vec_env.envpool import EnvPoolVecEnv, closest
@@ -184,13 +184,15 @@ class ExperimentManager(exp_manager.ExperimentManager):
         """Leave out the episodes that ended after the training state was saved: they come again."""
         state, _ = load_latest(Path(self.save_path))
         self.monitor_starts = []
-        n_envs = state["processes"][0]["env"]["n_envs"]
+        check_number_of_processes(state)
+        own_state = state["processes"][distributed.rank()]
+        n_envs = own_state["env"]["n_envs"]
         for index in range(n_envs):
             path = Path(self.save_path, f"{distributed.rank() * n_envs + index}.monitor.csv")
             header, names, *rows = path.read_text().splitlines()
             start = json.loads(header[1:])["t_start"]
             column = names.split(",").index("t")
-            rows = [row for row in rows if is_before(row, column, state["time"] - start)]
+            rows = [row for row in rows if is_before(row, column, own_state["time"] - start)]
             beside = path.with_suffix(".part")
             beside.write_text("\n".join([header, names, *rows, ""]))
             beside.replace(path)
@@ -199,6 +201,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         if not self.resume and distributed.rank() == 0:  # There it is
             super()._save_config(saved_hyperparams)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        if distributed.rank() == 0:
+            super().save_trained_model(model)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if not self.resume:
@@ -210,13 +216,18 @@ class ExperimentManager(exp_manager.ExperimentManager):
     def create_callbacks(self) -> None:
         save_freq = self.save_freq
         # SB3 counts steps of the vectorized environment
-        self.save_freq //= distributed.world_size()
-        self.eval_freq //= distributed.world_size()
+        self.save_freq, self.eval_freq = (
+            max(freq // distributed.world_size(), 1) if freq > 0 else freq for freq in (self.save_freq, self.eval_freq)
+        )
+        if distributed.rank() > 0:
+            self.eval_freq = -1
         super().create_callbacks()
         if self.algo == "reinforce" and save_freq > 0 and self.on_envpool:
             print("No training states are saved: the random generators of EnvPool's environments are out of reach")
         elif self.algo == "reinforce" and save_freq > 0 and not self.optimize_hyperparameters:
             self.callbacks.append(TrainingStateCallback(save_freq, self.save_path, verbose=self.verbose))
+        if distributed.rank() > 0:  # The others are called in process 0
+            self.callbacks = [callback for callback in self.callbacks if isinstance(callback, TrainingStateCallback)]
 
     def _load_trial_zero(self) -> None:
         """
@@ -307,7 +318,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
             return super().create_envs(n_envs, eval_env, no_log)
         manager = copy(self)  # A search in several threads creates the others at the same time
         manager.vec_env_class = self._make_envpool  # type: ignore[assignment]
-        manager.vec_env_kwargs = {"filename": None if no_log else f"{self.save_path}/0"}
+        manager.vec_env_kwargs = {"filename": None if no_log else f"{self.save_path}/{distributed.rank()}"}
         return super(ExperimentManager, manager).create_envs(n_envs, eval_env, no_log)
 
     def learn(self, model: BaseAlgorithm) -> None:
@@ -316,10 +327,11 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 warnings.filterwarnings("ignore", "Training and eval env are not of the same type", UserWarning)
             with stopping_at_an_update(self.callbacks) as received:
                 super().learn(model)
-        if received and model.num_timesteps < self.n_timesteps:
+        number = int(distributed.all_max(received[0] if received else 0))  # The signal of one process stops all
+        if number and model.num_timesteps < self.n_timesteps:
             self.save_trained_model(model)
             print(f"Stopped by a signal: --resume {self.save_path} goes on from the last training state")
-            sys.exit(128 + received[0])
+            sys.exit(128 + number)
 
     @staticmethod
     def _check_reinforce(hyperparams: dict[str, Any]) -> None:
