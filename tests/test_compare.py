@@ -39,7 +39,9 @@ def compare(out, *arguments, runner=run, **variables):
 def started(out, *arguments, **variables):
     """The command, while it is running."""
     command = [sys.executable, "-W", "ignore", "-m", "sb3_reinforce", "compare", "--out", str(out), *map(str, arguments)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may have switched it off, for the child too
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRON | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    signal.signal(signal.SIGINT, before)
     try:
         yield process
     finally:

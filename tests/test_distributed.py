@@ -92,24 +92,31 @@ def outcome(folder):
     return parameters, episodes, evaluations["timesteps"].tolist(), evaluations["results"].tolist()
 
 
-def test_a_killed_process_starts_again(tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    undisturbed.mkdir()
-    killed.mkdir()
-    output = succeed(*TRAIN, cwd=undisturbed)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    output = succeed(*TRAIN, cwd=folder)
     assert output.count("Saving to") == 1
-    assert outcome(undisturbed)[1][0] != outcome(undisturbed)[1][1]
-    process = torchrun(*TRAIN, cwd=killed, options=("--max-restarts", 1))
+    rank_0, rank_1 = outcome(folder)[1]
+    assert rank_0 != rank_1
+    return folder
+
+
+# After SIGTERM to one of them, all complete the update
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_start_again(number, undisturbed, tmp_path):
+    process = torchrun(*TRAIN, cwd=tmp_path, options=("--max-restarts", 1))
     try:
         end = time.monotonic() + 60
-        while not list((killed / FOLDER).glob("*.state")):
+        while not list((tmp_path / FOLDER).glob("*.state")):
             assert time.monotonic() < end
             time.sleep(0.02)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[1]), signal.SIGKILL)
+        os.kill(int(children[1]), number)
         output, _ = process.communicate(timeout=60)
     finally:
         process.terminate()
     assert process.returncode == 0, output
-    assert not (killed / "logs/reinforce" / f"{ENV_ID}_2").exists()
-    assert outcome(killed) == outcome(undisturbed)
+    assert ("Stopped by a signal" in output) == (number == signal.SIGTERM)
+    assert not (tmp_path / "logs/reinforce" / f"{ENV_ID}_2").exists()
+    assert outcome(tmp_path) == outcome(undisturbed)
