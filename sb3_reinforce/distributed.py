@@ -28,8 +28,13 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 def timeout() -> timedelta:
     """
     :return: How long a process waits for the others, which can be evaluating: ``SB3_REINFORCE_TIMEOUT`` seconds, or 600
+    :raises ValueError: If this is not a number
     """
-    return timedelta(seconds=float(os.environ.get("SB3_REINFORCE_TIMEOUT", 600)))
+    seconds = os.environ.get("SB3_REINFORCE_TIMEOUT", "600")
+    try:
+        return timedelta(seconds=float(seconds))
+    except ValueError as error:
+        raise ValueError(f"SB3_REINFORCE_TIMEOUT={seconds!r} must be a number of seconds") from error
 
 
 def join() -> None:
@@ -125,7 +130,7 @@ def all_sum(values: Any) -> np.ndarray:
     :param values: Numbers, as many in every process
     :return: Their sums over the processes, in double precision
     """
-    return _all_reduce(values, dist.ReduceOp.SUM)
+    return _all_reduce(values, "SUM")
 
 
 def all_max(values: Any) -> np.ndarray:
@@ -133,15 +138,15 @@ def all_max(values: Any) -> np.ndarray:
     :param values: Numbers, as many in every process
     :return: Their maxima over the processes, in double precision
     """
-    return _all_reduce(values, dist.ReduceOp.MAX)
+    return _all_reduce(values, "MAX")
 
 
-def _all_reduce(values: Any, operation: Any) -> np.ndarray:
+def _all_reduce(values: Any, operation: str) -> np.ndarray:
     values = np.array(values, dtype=np.float64)
     if world_size() == 1:
         return values
     with waiting_for_others():
-        dist.all_reduce(th.from_numpy(values), operation)  # In place
+        dist.all_reduce(th.from_numpy(values), getattr(dist.ReduceOp, operation))  # In place
     return values
 
 
