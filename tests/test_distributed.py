@@ -46,7 +46,7 @@ def test_gradients_are_those_of_one_process(n, tmp_path):
             assert np.abs(wanted).max() > 1e-3
             np.testing.assert_allclose(found, wanted, atol=1e-6 * max(1, np.abs(wanted).max()), err_msg=name)
         for found, wanted in zip(logged, expected[1], strict=True):
-            # A process alone is stepped until the last of its environments is done, which is sooner
+            # One process steps all environments until the last is done, several only their own: fewer surplus steps
             skipped = {"rollout/surplus_steps"}
             assert found.keys() == wanted.keys()
             for key in found.keys() - skipped:
