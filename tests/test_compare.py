@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -174,6 +175,18 @@ def test_finished_runs_are_not_run_again(finished):
     compare(finished, "--resume", "--algos", *shlex.split(arguments), runner=succeed)
     assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*/*/result.json")} == results
     assert len(results) == 16
+
+
+def test_seeds_can_be_added(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    results = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/result.json")}
+    arguments = json.loads((out / "comparison.json").read_text())["command"].split("--algos")[1]
+    arguments = shlex.split(arguments.replace("--seeds 3 5", "--seeds 3 5 8"))
+    compare(out, "--resume", "--algos", *arguments, runner=succeed)
+    assert {path: path.stat().st_mtime_ns for path in results} == results
+    assert set(statuses(out).values()) == {"done"} and len(statuses(out)) == 24
+    assert "Seeds: 3 5 8 (n = 3)" in (out / "report.md").read_text()
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ POLL_EVERY = 0.5
 
 BACKENDS = ("loky", "dask", "ray")
 
-#: What must be the same to go on with a comparison
+#: What must be the same to go on with a comparison. Seeds can be added
 IDENTITY = ("envs", "contenders", "seeds", "eval_freq", "n_eval_episodes", "thresholds", "gym_packages", "vec_env")
 
 
@@ -290,9 +290,12 @@ def open_folder(out: Path, comparison: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise ValueError(f"--out {out} holds a comparison already: choose another folder, or go on with --resume")
     # As it looks after it was written and read
+    asked = {**comparison, "seeds": comparison["seeds"][: len(there["seeds"])]}
     for key in IDENTITY:
-        if there.get(key) != comparison[key]:
+        if there.get(key) != asked[key]:
             raise ValueError(f"--out {out} holds another comparison: its {key} is {there.get(key)}, not {comparison[key]}")
+    if there["seeds"] != comparison["seeds"]:
+        write_json(out / COMPARISON, comparison)
 
 
 def compare(
@@ -328,7 +331,8 @@ def compare(
     :param n_jobs: Number of runs at a time
     :param backend: ``"loky"`` (processes here), ``"dask"`` or ``"ray"`` (an existing cluster)
     :param address: Address of the cluster
-    :param resume: Go on with the comparison in the folder: run what is missing or has failed
+    :param resume: Go on with the comparison in the folder: run what is missing or has failed, with further seeds if
+        ``seeds`` goes on after its seeds
     :param gym_packages: Modules that register environments
     :param vec_env: Kind of the vectorized environments, as in ``sb3-reinforce train``
     :param command: The command that asked for this, for the report
@@ -345,6 +349,8 @@ def compare(
         open_folder(out, comparison, resume)
         jobs = make_jobs(out, comparison)
         missing = {folder: job for folder, job in jobs.items() if status_of(folder) != "done"}
+        # Seed by seed, so that an interrupted comparison has about as many runs of each contender
+        missing = dict(sorted(missing.items(), key=lambda item: seeds.index(item[1]["seed"])))
         for folder in missing:
             shutil.rmtree(folder, ignore_errors=True)
         try:
