@@ -168,16 +168,8 @@ def test_report_leaves_cells_blank(finished):
     assert "sb3-reinforce compare --out" in report and "torch" in report
 
 
-def test_finished_runs_are_not_run_again(finished):
-    results = {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*/*/result.json")}
-    comparison = json.loads((finished / "comparison.json").read_text())
-    arguments = comparison["command"].split("--algos")[1]
-    compare(finished, "--resume", "--algos", *shlex.split(arguments), runner=succeed)
-    assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*/*/result.json")} == results
-    assert len(results) == 16
-
-
 def test_seeds_can_be_added(finished, tmp_path):
+    """What has finished is not run again."""
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     results = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/result.json")}
