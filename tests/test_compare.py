@@ -168,15 +168,29 @@ def test_report_leaves_cells_blank(finished):
     assert "sb3-reinforce compare --out" in report and "torch" in report
 
 
+def test_finished_runs_are_not_run_again(finished):
+    results = {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*/*/result.json")}
+    comparison = json.loads((finished / "comparison.json").read_text())
+    arguments = comparison["command"].split("--algos")[1]
+    compare(finished, "--resume", "--algos", *shlex.split(arguments), runner=succeed)
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*/*/result.json")} == results
+    assert len(results) == 16
+
+
+def test_runs_go_seed_by_seed(finished):
+    runs = sorted(finished.glob("runs/*/*/*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+    # The folder of the Kth seed ends in K
+    assert [path.parent.name[-1] for path in runs] == ["1"] * 8 + ["2"] * 8
+
+
 def test_seeds_can_be_added(finished, tmp_path):
-    """What has finished is not run again."""
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     results = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/*/result.json")}
     arguments = json.loads((out / "comparison.json").read_text())["command"].split("--algos")[1]
     arguments = shlex.split(arguments.replace("--seeds 3 5", "--seeds 3 5 8"))
     compare(out, "--resume", "--algos", *arguments, runner=succeed)
-    assert {path: path.stat().st_mtime_ns for path in results} == results
+    assert {path: path.stat().st_mtime_ns for path in results} == results and len(results) == 16
     assert set(statuses(out).values()) == {"done"} and len(statuses(out)) == 24
     assert "Seeds: 3 5 8 (n = 3)" in (out / "report.md").read_text()
 
@@ -373,6 +387,11 @@ def test_folder_of_another_comparison(finished, change, message):
 
 
 def test_folder_of_something_else(tmp_path):
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "comparison.json").write_text("{}")
+    status, _, errors = compare(tmp_path / "json", *SMALL, "Plain-v0", *BUDGET, "--resume")
+    assert status == 1 and "holds another comparison: its envs is None" in errors and len(errors.strip().splitlines()) == 1
+    shutil.rmtree(tmp_path / "json")
     (tmp_path / "thesis.txt").write_text("mine")
     status, _, errors = compare(tmp_path / "thesis.txt", *SMALL, "Plain-v0", *BUDGET)
     assert status == 1 and "must be a folder" in errors and len(errors.strip().splitlines()) == 1

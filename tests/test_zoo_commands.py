@@ -339,6 +339,16 @@ def test_track(tmp_path):
 # === Trained agents ===
 
 
+@pytest.mark.parametrize("env_id, score", [("InvertedPendulum-v4", 950), ("Swimmer-v4", 340), ("HalfCheetah-v4", 4000)])
+def test_enjoy_trained_agents(env_id, score):
+    """Those of the repository, found as the README says."""
+    root = Path(sb3_reinforce.__file__).parents[1]
+    output = succeed(root, "enjoy", "--algo", "reinforce", "--env", env_id, "--no-render", "-n", "1000")
+    assert float(re.search(r"Mean reward: (\S+)", output)[1]) > score
+    (agent,) = (root / "rl-trained-agents" / "reinforce").glob(f"{env_id}_*/{env_id}.zip")
+    assert agent.stat().st_size < 200_000
+
+
 @pytest.mark.parametrize(
     "options, name", [(["--load-best"], "best_model"), (["--load-checkpoint", "100"], "rl_model_100_steps")]
 )

@@ -290,11 +290,12 @@ def open_folder(out: Path, comparison: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise ValueError(f"--out {out} holds a comparison already: choose another folder, or go on with --resume")
     # As it looks after it was written and read
-    asked = {**comparison, "seeds": comparison["seeds"][: len(there["seeds"])]}
+    seeds = there.get("seeds", [])
+    asked = {**comparison, "seeds": comparison["seeds"][: len(seeds)]}
     for key in IDENTITY:
         if there.get(key) != asked[key]:
             raise ValueError(f"--out {out} holds another comparison: its {key} is {there.get(key)}, not {comparison[key]}")
-    if there["seeds"] != comparison["seeds"]:
+    if seeds != comparison["seeds"]:
         write_json(out / COMPARISON, comparison)
 
 
@@ -348,9 +349,9 @@ def compare(
     with workers(backend, address, n_jobs) as parallel:
         open_folder(out, comparison, resume)
         jobs = make_jobs(out, comparison)
-        missing = {folder: job for folder, job in jobs.items() if status_of(folder) != "done"}
         # Seed by seed, so that an interrupted comparison has about as many runs of each contender
-        missing = dict(sorted(missing.items(), key=lambda item: seeds.index(item[1]["seed"])))
+        by_seed = sorted(jobs.items(), key=lambda item: seeds.index(item[1]["seed"]))
+        missing = {folder: job for folder, job in by_seed if status_of(folder) != "done"}
         for folder in missing:
             shutil.rmtree(folder, ignore_errors=True)
         try:
