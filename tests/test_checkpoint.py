@@ -204,7 +204,7 @@ def start(folder):
 
 def finish(folder):
     process = start(folder)
-    process.communicate(timeout=120)
+    process.communicate(timeout=900)
     assert process.returncode == 0
 
 

@@ -50,7 +50,7 @@ def started(out, *arguments, **variables):
         process.communicate()
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=600):
     """:return: What the condition gives as soon as that is true"""
     end = time.monotonic() + seconds
     while not (result := condition()):
@@ -214,7 +214,7 @@ def test_faults(tmp_path, switches):
         (pid,) = processes(victim)
         os.kill(pid, signal.SIGKILL)
         (switches / "slow").unlink()
-        process.communicate(timeout=120)
+        process.communicate(timeout=900)
         assert process.returncode == 1
     expected = {(name, env, seed): "done" for name in ("reinforce", "random", "zero_action")
                 for env in ("Plain-v0", "Raising-v0", "Slow-v0") for seed in (1, 2)}  # fmt: skip
@@ -245,7 +245,7 @@ def test_interrupt(tmp_path, switches):
         wait_for((out / "runs/reinforce/reinforce/Plain-v0_1/result.json").is_file)
         wait_for((out / "runs/reinforce/reinforce/Slow-v0_1/0.monitor.csv").is_file)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=900)
     assert process.returncode == 130
     assert "--resume goes on with what is missing" in output.decode()
     wait_for(lambda: not processes(out / "runs"))
@@ -299,7 +299,7 @@ def test_dask(tmp_path):
 
             wait_for(lambda: running_on(first) and running_on(second))
             first.kill()
-            output, _ = process.communicate(timeout=200)
+            output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output.decode()
     assert set(statuses(out).values()) == {"done"}
     assert not processes(out / "runs")
@@ -356,7 +356,7 @@ def test_unreachable_cluster(tmp_path):
     )
     assert status == 1 and "no dask cluster answers at --address tcp://127.0.0.1:1" in errors
     assert len(errors.strip().splitlines()) == 1, errors
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120
     assert not (tmp_path / "out").exists()
 
 

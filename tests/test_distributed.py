@@ -27,7 +27,7 @@ def torchrun(*arguments, n=2, cwd=ROOT, options=(), **kwargs):
 def succeed(*arguments, **kwargs):
     process = torchrun(*arguments, **kwargs)
     try:
-        output, _ = process.communicate(timeout=100)
+        output, _ = process.communicate(timeout=900)
     finally:
         process.terminate()  # torchrun ends the others
     assert process.returncode == 0, output
@@ -68,9 +68,9 @@ def test_statistics():
 def test_a_process_that_fails_ends_all(kind):
     start = time.monotonic()
     process = torchrun("tests.distributed_runs", "fault", kind)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode != 0
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 300
     assert {"killed": "Signal 9 (SIGKILL)", "hangs": "Process 0 has lost the others", "raises": "the simulator is gone"}[
         kind
     ] in output
@@ -107,13 +107,13 @@ def undisturbed(tmp_path_factory):
 def test_processes_start_again(number, undisturbed, tmp_path):
     process = torchrun(*TRAIN, cwd=tmp_path, options=("--max-restarts", 1))
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while not list((tmp_path / FOLDER).glob("*.state")):
             assert time.monotonic() < end
             time.sleep(0.02)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[1]), number)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=900)
     finally:
         process.terminate()
     assert process.returncode == 0, output

@@ -413,7 +413,7 @@ def test_policy_scores_the_same_in_gymnasium():
 def train(folder, *arguments):
     command = [sys.executable, "-m", "sb3_reinforce", "train", "--vec-env", "envpool", *arguments]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("algo", ["reinforce", "ppo"])

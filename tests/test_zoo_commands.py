@@ -46,7 +46,7 @@ def run(folder, *arguments, program=("-m", "sb3_reinforce"), **variables):
     """:return: Exit status, and what the command has printed to either stream"""
     command = [sys.executable, *program, *map(str, arguments)]
     environ = ENVIRON | variables
-    process = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=900)
     return process.returncode, process.stdout, process.stderr
 
 

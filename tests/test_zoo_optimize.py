@@ -75,7 +75,7 @@ def start(folder, *arguments, env_id=ENV_ID):
 
 def finish(*processes, status=0):
     """:return: What each process has printed"""
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=900)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == status, output
     return outputs

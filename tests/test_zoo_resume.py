@@ -27,7 +27,7 @@ def start(folder, *arguments):
 
 
 def wait_for_states(folder, number):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while len({path.name for path in folder.glob("*.state")}) < number:
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -71,7 +71,7 @@ def test_stopped(undisturbed, tmp_path, number, status):
     process = start(tmp_path, *TRAIN, *BUDGET, "-P", *HYPERPARAMS)
     wait_for_states(tmp_path / FOLDER, 1)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == status, output
     assert "Stopping when this update is complete" in output and "Traceback" not in output
     (folder,) = re.findall(r"Stopped by a signal: --resume (\S+) goes on from the last training state", output)

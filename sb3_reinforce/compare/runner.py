@@ -44,6 +44,9 @@ from sb3_reinforce.zoo import register
 #: Seconds to wait for the scheduler of a cluster
 CONNECT_TIMEOUT = 20
 
+#: Seconds that a worker may take to import what runs a job
+IMPORT_TIMEOUT = 120
+
 #: States of a run, in the order of the table
 ORDER = ("running", "failed", "waiting", "done")
 
@@ -190,7 +193,7 @@ def workers(backend: str, address: str | None, n_jobs: int) -> Iterator[joblib.P
     try:
         if backend == "dask":
             try:
-                client.submit(status_of, Path(), pure=False).result(CONNECT_TIMEOUT)
+                client.submit(status_of, Path(), pure=False).result(IMPORT_TIMEOUT)
             except (ImportError, AttributeError, TimeoutError) as error:
                 raise ValueError(f"no worker at {address} can import this package: {error}") from error
         with joblib.parallel_config(backend=backend):
