@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.job import Recorder, TimedEvalCallback
-from sb3_reinforce.compare.plots import styles
+from sb3_reinforce.compare.plots import COLORS, plot_curves, styles
 from sb3_reinforce.compare.references import evaluate_reference
 from sb3_reinforce.compare.report import interval, number
 from sb3_reinforce.compare.results import (
@@ -192,6 +192,34 @@ def test_styles():
     assert found["a"][0] == styles({"z": {"algo": "reinforce"}, "a": {"algo": "ppo"}})["a"][0]
     assert len({style[0] for style in found.values()}) == len({style[1:] for style in found.values()}) == 5
     assert len({*found["random"][0]}) == 1  # Grey
+
+
+def test_styles_of_many_variants():
+    contenders = {"ppo": {"algo": "ppo"}} | {str(number): {"algo": "reinforce"} for number in range(14)}
+    found = list(styles(contenders).values())
+    assert found[1][0] == COLORS["reinforce"]
+    colors = np.array([style[0] for style in found])
+    distances = np.linalg.norm(colors[:, None] - colors, axis=-1) + np.eye(15)
+    assert distances.min() > 0.05
+    assert colors.mean(axis=1).max() < 0.8  # None is nearly white
+    assert len({style[1:] for style in found}) == 15
+
+
+def test_curves_are_means_with_intervals(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr("sb3_reinforce.compare.plots.save", lambda figure, path: figures.append(figure))
+    points = [(0, 10, 0.0), (0, 20, 2.0), (0, 30, 9.0), (1, 10, 4.0), (1, 20, 2.0)]
+    curves = pd.DataFrame(points, columns=["seed", "x", "return"]).assign(env="Plain-v0", axis="num_timesteps", contender="a")
+    plot_curves(
+        curves, {"envs": ["Plain-v0"], "thresholds": {"Plain-v0": None}, "contenders": {"a": {"algo": "ppo"}}}, tmp_path
+    )
+    axes = figures[0].axes[0]
+    # It ends where the shorter run does
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[10, 2], [20, 2]])
+    # A quarter of the resamples is the first run twice, another the second: the interval is from one to the other
+    (band,) = axes.collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices} == {(10, 0), (10, 4), (20, 2)}
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["a"]
 
 
 def test_references():

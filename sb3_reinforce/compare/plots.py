@@ -1,5 +1,6 @@
 """Pictures of a comparison, as PNG and SVG, the same to the byte for the same data."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +13,8 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from scipy.stats import bootstrap
 
 from sb3_reinforce.compare.results import KINDS, REPS
 
@@ -22,6 +25,9 @@ COLORS: dict[str | None, Color] = {
     None: (0.5, 0.5, 0.5),
     **dict(zip(("reinforce", "ppo", "a2c"), sns.color_palette("colorblind"), strict=False)),
 }
+
+#: Contenders of one algorithm that shades of its colour can tell apart
+MAX_SHADES = 4
 
 #: Line styles and markers of the contenders, which tell them apart without colour
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (5, 1, 1, 1), (8, 2), (3, 1, 1, 1, 1, 1), (2, 2), (6, 1, 3, 1))
@@ -37,20 +43,25 @@ AXES = {
 def styles(contenders: dict[str, Any]) -> dict[str, tuple[Color, tuple[float, ...], str]]:
     """
     :param contenders: Contenders of a comparison
-    :return: Colour, dashes and marker of each. Contenders of the same algorithm have lighter shades of its colour
+    :return: Colour, dashes and marker of each. The first contender of an algorithm has its colour, further ones have
+        lighter shades of it, or hues of their own if they are many
     """
     others = iter(sns.color_palette("colorblind")[len(COLORS) :] * len(contenders))
+    hues = iter(sns.husl_palette(len(contenders), l=0.55))
     colors = dict(COLORS)
-    count: dict[str | None, int] = {}
+    totals = Counter(settings["algo"] for settings in contenders.values())
+    count: Counter[str | None] = Counter()
     found = {}
     for number, (name, settings) in enumerate(contenders.items()):
         algo = settings["algo"]
         if algo not in colors:
             colors[algo] = next(others)
-        lightness = 1 - 0.75 ** count.get(algo, 0)
-        count[algo] = count.get(algo, 0) + 1
-        red, green, blue = (channel + (1 - channel) * lightness for channel in colors[algo])
-        found[name] = ((red, green, blue), DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)])
+        red, green, blue = next(hues) if count[algo] and totals[algo] > MAX_SHADES else colors[algo]
+        lightness = 1 - 0.75 ** count[algo] if totals[algo] <= MAX_SHADES else 0.0
+        count[algo] += 1
+        color = (red + (1 - red) * lightness, green + (1 - green) * lightness, blue + (1 - blue) * lightness)
+        dashes = DASHES[(number + number // len(MARKERS)) % len(DASHES)]
+        found[name] = (color, dashes, MARKERS[number % len(MARKERS)])
     return found
 
 
@@ -99,22 +110,28 @@ def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path) 
         for axes, env_id in zip(panels, comparison["envs"], strict=True):
             of_axis = curves[(curves["env"] == env_id) & (curves["axis"] == axis)]
             for contender, curve in of_axis.groupby("contender", sort=False):
-                counts = curve.groupby("x")["seed"].count()
-                curve = curve[curve["x"].isin(counts.index[counts == counts.max()])]
+                # One row per run, at the points that all runs have
+                runs = curve.pivot(index="seed", columns="x", values="return").dropna(axis="columns")
+                x, returns = runs.columns.to_numpy(), runs.to_numpy()
                 color, dashes, marker = style[str(contender)]
-                n_points = curve["x"].nunique()
-                sns.lineplot(
-                    curve, x="x", y="return", errorbar=("ci", 95), n_boot=REPS, seed=0, ax=axes, color=color, label=contender,
-                    marker=marker, markevery=max(n_points // 6, 1), markersize=6, dashes=dashes or (None, None),
+                axes.plot(
+                    x, returns.mean(axis=0), color=color, label=contender, dashes=dashes or (None, None),
+                    marker=marker, markevery=max(len(x) // 6, 1), markersize=6, markeredgecolor="white",
                 )  # fmt: skip
+                if len(returns) > 1 and len(x):
+                    resampled = bootstrap((returns,), np.mean, n_resamples=REPS, method="percentile", random_state=0)
+                    axes.fill_between(x, *resampled.confidence_interval, color=color, alpha=0.2, linewidth=0)
             threshold = comparison["thresholds"][env_id]
             if threshold is not None:
                 axes.axhline(threshold, color="0.3", linewidth=0.8, linestyle=":")
             axes.set(xlabel=label, ylabel="Return (mean of 20 training episodes)")
-            if axis != "num_timesteps":
+            if axis == "num_timesteps":
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            else:
                 axes.set_xscale("log")
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize="small")
+        lines = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
+        if lines:
+            figure.legend(handles=lines.values(), fontsize="small", loc="outside right upper")
         save(figure, folder / name)
 
 
