@@ -253,7 +253,7 @@ def test_seconds_are_those_of_training(tmp_path):
     recorder = Recorder(tmp_path)
     REINFORCE("MlpPolicy", make_plain_env(), seed=0).learn(100, callback=[evaluation, recorder])
     assert TimedEvalCallback.seconds > 2 * 10 * 10 * 0.01
-    assert 0 < recorder.training_seconds < TimedEvalCallback.seconds
+    assert 0 < recorder.training_seconds < 1.5
     assert [episode[0] for episode in recorder.episodes] == list(range(10, 10 * len(recorder.episodes) + 1, 10))
     assert len(recorder.episodes) >= 10
     TimedEvalCallback.seconds = 0.0

@@ -70,7 +70,7 @@ def test_a_process_that_fails_ends_all(kind):
     process = torchrun("tests.distributed_runs", "fault", kind)
     output, _ = process.communicate(timeout=900)
     assert process.returncode != 0
-    assert time.monotonic() - start < 300
+    assert time.monotonic() - start < 60
     assert {"killed": "Signal 9 (SIGKILL)", "hangs": "Process 0 has lost the others", "raises": "the simulator is gone"}[
         kind
     ] in output

@@ -56,12 +56,14 @@ def styles(contenders: dict[str, Any]) -> dict[str, tuple[Color, tuple[float, ..
         algo = settings["algo"]
         if algo not in colors:
             colors[algo] = next(others)
-        red, green, blue = next(hues) if count[algo] and totals[algo] > MAX_SHADES else colors[algo]
-        lightness = 1 - 0.75 ** count[algo] if totals[algo] <= MAX_SHADES else 0.0
+        if count[algo] and totals[algo] > MAX_SHADES:
+            red, green, blue = next(hues)
+        else:
+            lightness = 1 - 0.75 ** count[algo]
+            red, green, blue = (channel + (1 - channel) * lightness for channel in colors[algo])
         count[algo] += 1
-        color = (red + (1 - red) * lightness, green + (1 - green) * lightness, blue + (1 - blue) * lightness)
         dashes = DASHES[(number + number // len(MARKERS)) % len(DASHES)]
-        found[name] = (color, dashes, MARKERS[number % len(MARKERS)])
+        found[name] = ((red, green, blue), dashes, MARKERS[number % len(MARKERS)])
     return found
 
 
