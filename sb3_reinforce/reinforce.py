@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, update_learning_rate
 from stable_baselines3.common.vec_env.util import obs_space_info
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector
 
 from sb3_reinforce import distributed
 from sb3_reinforce.baselines import BASELINES, drop_rounding
@@ -107,6 +108,12 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param target_kl: Limit the step by the KL divergence between the policy before and after it, measured on the batch:
         while it is over twice the target, the step is halved, and the learning rate follows the target from update to
         update. It can be a function of the current progress remaining (default: from 0.3 to 0.002). ``None``: no limit.
+    :param natural_gradient: Whether to step along the natural gradient ``x = F^-1 g`` (Kakade, A natural policy gradient,
+        2001), ``F`` being the Fisher information of the policy, a mean over the steps of the batch, instead of taking ``g`` to
+        the optimizer of the policy. With ``target_kl``, the length of the step makes it the divergence ``1/2 x^T F x``;
+        without, it is ``learning_rate``.
+    :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves ``F x = g``
+    :param cg_damping: Multiple of the identity that is added to ``F``
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -157,6 +164,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         normalize_value: bool = True,
         max_grad_norm: float | None = None,
         target_kl: float | Schedule | None = DEFAULT_TARGET_KL,
+        natural_gradient: bool = False,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[EpisodeRolloutBuffer] | None = None,
@@ -203,6 +213,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self.value_learning_rate = value_learning_rate
         self.normalize_value = normalize_value
         self.target_kl = target_kl
+        self.natural_gradient = natural_gradient
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
         # Both are learned, and saved with the model
         self._kl_learning_rate_factor = 1.0
         self._value_rms = RunningMeanStd()
@@ -217,8 +230,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(repr, allowed))}")
         for name in ("gamma", "gae_lambda"):
             check_number(name, getattr(self, name), 0, 1)
-        for name in ("n_value_epochs", "value_batch_size"):
+        for name in ("n_value_epochs", "value_batch_size", "cg_max_steps"):
             check_number(name, getattr(self, name), 1, integer=True)
+        check_number("cg_damping", self.cg_damping, 0)
         schedule = "a function of the progress remaining"
         for name, or_else in (
             ("learning_rate", schedule),
@@ -301,10 +315,12 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
         self.policy.set_training_mode(False)
         learning_rate = self.lr_schedule(self._current_progress_remaining)
-        if self.target_kl is not None:
+        if self.natural_gradient:
+            learning_rate = self._precondition(learning_rate)
+        elif self.target_kl is not None:
             learning_rate *= self._kl_learning_rate_factor
         update_learning_rate(self.policy.optimizer, learning_rate)
-        approx_kl = self._step()
+        approx_kl = self._step(learning_rate)
 
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -436,10 +452,51 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if isinstance(self.action_space, spaces.Box):
             self.logger.record("train/std", stddev_sum / (buffer.total_steps * buffer.action_dim))
 
-    def _step(self) -> float:
+    def _precondition(self, learning_rate: float) -> float:
+        """
+        Put the natural gradient ``x = F^-1 g`` in the place of the gradient ``g``.
+
+        A step ``a x`` has the divergence ``a^2 / 2 x^T F x = a^2 / 2 g^T x``, to leading order. ``F`` is never made: conjugate
+        gradients take products ``F v``, with the Hessian of the KL divergence (Schulman et al., Trust region policy
+        optimization, 2015, appendix C).
+
+        :param learning_rate: The length of the step without ``target_kl``
+        :return: The length of the step
+        """
+        # Imported here for the time that it takes
+        from scipy.sparse.linalg import LinearOperator, cg
+
+        parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
+        gradient = parameters_to_vector([parameter.grad for parameter in parameters])  # type: ignore[misc]
+
+        def fisher_vector_product(vector: np.ndarray) -> np.ndarray:
+            product = np.zeros_like(vector)
+            direction = th.as_tensor(vector).to(gradient)
+            for batch in self.rollout_buffer.get(self._chunk_size):
+                with th.no_grad():
+                    # The policy has a single distribution object, which the next call changes
+                    fixed = copy(self.policy.get_distribution(batch.observations))
+                kl = kl_divergence(fixed, self.policy.get_distribution(batch.observations)).sum()
+                slope = parameters_to_vector(th.autograd.grad(kl, parameters, create_graph=True)) @ direction
+                product += parameters_to_vector(th.autograd.grad(slope, parameters)).cpu().numpy()
+            return distributed.all_sum(product) / self.rollout_buffer.total_steps + self.cg_damping * vector
+
+        b = gradient.cpu().numpy().astype(np.float64)
+        operator = LinearOperator((len(b), len(b)), fisher_vector_product, dtype=b.dtype)
+        x, _ = cg(operator, b, maxiter=self.cg_max_steps)
+        parts = th.as_tensor(x).to(gradient).split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        curvature = b @ x
+        if self.target_kl is None or not curvature > 0:
+            return learning_rate
+        return math.sqrt(2 * FloatSchedule(self.target_kl)(self._current_progress_remaining) / curvature)
+
+    def _step(self, learning_rate: float) -> float:
         """
         Step along the gradient, no further than ``target_kl`` allows.
 
+        :param learning_rate: The learning rate
         :return: Mean KL divergence from the policy before to the policy after the step, in nats
         """
         parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
@@ -451,7 +508,11 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             with th.no_grad():
                 # The policy has a single distribution object, which the next call changes
                 old = copy(self.policy.get_distribution(next(self.rollout_buffer.get()).observations))
-        self.policy.optimizer.step()
+        if self.natural_gradient:
+            for parameter in parameters:
+                parameter.data.sub_(learning_rate * parameter.grad)  # type: ignore[operator]
+        else:
+            self.policy.optimizer.step()
         approx_kl = self._approx_kl(parameters, before, old)
         if self.target_kl is None:
             return approx_kl

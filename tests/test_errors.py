@@ -55,6 +55,8 @@ def kwargs_only(x):
         *((dict(max_grad_norm=x), (f"max_grad_norm={x!r}", "a number in [0, inf], or None")) for x in ("x", -0.5, NAN)),
         *((dict(n_value_epochs=x), (f"n_value_epochs={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
         *((dict(value_batch_size=x), (f"value_batch_size={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
+        *((dict(cg_max_steps=x), (f"cg_max_steps={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
+        *((dict(cg_damping=x), (f"cg_damping={x!r}", "a number in [0, inf]")) for x in (-0.1, NAN, None)),
         *((dict(min_steps=x), (f"min_steps={x!r}", "an integer in [0, inf]")) for x in (-1, 1.5, None)),
         *((dict(max_episode_steps=x), (f"max_episode_steps={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
         (dict(rollout_buffer_class=RolloutBuffer), ("rollout_buffer_class=RolloutBuffer", "EpisodeRolloutBuffer")),

@@ -283,10 +283,10 @@ class TestTargetKL:
         model.train()
         assert all(th.equal(p, before[name]) for name, p in model.policy.named_parameters())
 
-    @pytest.mark.parametrize("normalize_advantage", [False, True])
-    def test_equal_returns_make_no_step(self, normalize_advantage):
+    @pytest.mark.parametrize("kwargs", [dict(normalize_advantage=False), {}, dict(natural_gradient=True)])
+    def test_equal_returns_make_no_step(self, kwargs):
         """Eight episodes of 1000 steps with reward 1, whose returns differ by rounding alone."""
-        model = self.step(normalize_advantage=normalize_advantage)
+        model = self.step(**kwargs)
         model.rollout_buffer.reset()
         dones = np.arange(1, 8001) % 1000 == 0
         obs, actions = np.random.default_rng(0).normal(size=(2, 8000, 4))

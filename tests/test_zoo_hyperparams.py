@@ -110,18 +110,20 @@ def test_imports_without_rl_zoo():
 
 
 def test_mujoco_entries():
-    """Those of this package are the better of the two settings, each of which is one for all but Swimmer's gamma."""
-    value, critic_free = (yaml.safe_load((FOLDER / f"mujoco_{name}.yml").read_text()) for name in ("value", "critic_free"))
+    """Those of this package are the better of two settings. Each setting is one for all but Swimmer's gamma."""
+    settings = {
+        name: yaml.safe_load((FOLDER / f"mujoco_{name}.yml").read_text()) for name in ("value", "critic_free", "natural")
+    }
     entries = read_hyperparams("reinforce")
-    for setting in (value, critic_free):
+    for setting in settings.values():
         assert setting.keys() == {f"{name}-v{version}" for name in MUJOCO for version in (4, 5)}
         shared = setting["HalfCheetah-v4"]
         assert all(setting[f"Swimmer-v{v}"] == shared | {"gamma": 0.9999} for v in (4, 5))
         assert all(setting[f"InvertedPendulum-v{v}"] == shared | {"n_timesteps": 1e5} for v in (4, 5))
         names = set(MUJOCO) - {"Swimmer", "InvertedPendulum"}
         assert all(setting[f"{name}-v{v}"] == shared for name in names for v in (4, 5))
-    for env_id in value.keys() - {"InvertedPendulum-v4", "InvertedPendulum-v5"}:
-        better = critic_free if env_id.startswith("Swimmer") else value
+    for env_id in settings["value"].keys() - {"InvertedPendulum-v4", "InvertedPendulum-v5"}:
+        better = settings["critic_free" if env_id.startswith("Swimmer") else "value"]
         assert {"baseline": "timestep", **entries[env_id]} == better[env_id]
 
 

@@ -27,6 +27,7 @@ DATABASE = ("--storage", "sqlite:///x.db", "--study-name", "s")
 PARAMETERS = {
     "n_episodes_pow",
     "one_minus_gamma",
+    "natural_gradient",
     "learning_rate",
     "initial_target_kl",
     "normalize_advantage",

@@ -31,6 +31,7 @@ def sample_reinforce_params(trial: optuna.Trial, n_actions: int, n_envs: int, ad
     fewest = max(1, math.ceil(math.log2(n_envs)))
     n_episodes_pow = trial.suggest_int("n_episodes_pow", fewest, max(fewest, 6))
     one_minus_gamma = trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
+    trial.suggest_categorical("natural_gradient", [False, True])
     trial.suggest_float("learning_rate", 1e-4, 0.1, log=True)
     trial.suggest_float("initial_target_kl", 0.01, 1.0, log=True)
     trial.suggest_categorical("normalize_advantage", [False, True])
