@@ -110,7 +110,7 @@ def test_imports_without_rl_zoo():
 
 
 def test_mujoco_entries():
-    """Those of this package are the better of two settings. Each setting is one for all but Swimmer's gamma."""
+    """Those of this package are the best of the settings. Each setting is one for all but Swimmer's gamma."""
     settings = {
         name: yaml.safe_load((FOLDER / f"mujoco_{name}.yml").read_text()) for name in ("value", "critic_free", "natural")
     }
@@ -123,7 +123,7 @@ def test_mujoco_entries():
         names = set(MUJOCO) - {"Swimmer", "InvertedPendulum"}
         assert all(setting[f"{name}-v{v}"] == shared for name in names for v in (4, 5))
     for env_id in settings["value"].keys() - {"InvertedPendulum-v4", "InvertedPendulum-v5"}:
-        better = settings["critic_free" if env_id.startswith("Swimmer") else "value"]
+        better = settings[{"Swimmer": "critic_free", "Reacher": "natural"}.get(env_id[:-3], "value")]
         assert {"baseline": "timestep", **entries[env_id]} == better[env_id]
 
 
@@ -169,7 +169,7 @@ def test_entry(elsewhere, tmp_path, env_id):
     assert config == str(FOLDER / "reinforce.yml")
     for key in entry.keys() & {"normalize", "policy_kwargs"}:
         entry[key] = eval(entry[key])
-    if "target_kl" in entry:
+    if isinstance(entry.get("target_kl"), str):
         entry["target_kl"] = target_kl_schedule(float(entry["target_kl"].removeprefix("lin_")))
     assert by_value({key: result.get(key) for key in entry}) == by_value(entry)
 
