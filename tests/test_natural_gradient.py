@@ -151,7 +151,13 @@ def test_large_damping_leaves_the_direction_of_the_gradient():
 
 def test_a_step_that_is_too_long_is_halved():
     """Far from where the quadratic form holds."""
-    model = make_model(*POLICIES["Box"][:1], cg_damping=0.0)
-    model.target_kl = 3.0
+    model = make_model(*POLICIES["Discrete"][:1], cg_damping=1e-3)
+    model.target_kl = 0.5
+    before = values(model)
     model.train()
-    assert 0 < model.logger.name_to_value["train/approx_kl"] <= 6
+    logged = model.logger.name_to_value
+    assert 0 < logged["train/approx_kl"] <= 1
+    halvings = np.log2(
+        np.linalg.norm(logged["train/learning_rate"] * gradient(model)) / np.linalg.norm(values(model) - before)
+    )
+    assert halvings == pytest.approx(round(halvings), abs=1e-3) and halvings > 0.5
