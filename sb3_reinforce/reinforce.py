@@ -531,7 +531,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             factor = 0.5
             approx_kl = 0.0
             set_values(parameters, before)
-        self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, *LEARNING_RATE_FACTORS))
+        if not self.natural_gradient:  # Whose step has its own length each time
+            self._kl_learning_rate_factor = float(np.clip(factor * self._kl_learning_rate_factor, *LEARNING_RATE_FACTORS))
         return approx_kl
 
     def _approx_kl(

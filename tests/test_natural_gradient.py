@@ -133,7 +133,7 @@ def test_length_of_the_step(name, damping):
 
 
 def test_without_a_limit_the_learning_rate_is_the_length():
-    model = make_model(*POLICIES["Box"][:1])
+    model = make_model(POLICIES["Box"][0])
     before = values(model)
     model.lr_schedule = lambda _: 0.05
     model.train()
@@ -142,7 +142,7 @@ def test_without_a_limit_the_learning_rate_is_the_length():
 
 
 def test_large_damping_leaves_the_direction_of_the_gradient():
-    model = make_model(*POLICIES["Box"][:1], cg_damping=1e6)
+    model = make_model(POLICIES["Box"][0], cg_damping=1e6)
     model._compute_gradient()
     plain = gradient(model)
     model.train()
@@ -151,7 +151,7 @@ def test_large_damping_leaves_the_direction_of_the_gradient():
 
 def test_a_step_that_is_too_long_is_halved():
     """Far from where the quadratic form holds."""
-    model = make_model(*POLICIES["Discrete"][:1], cg_damping=1e-3)
+    model = make_model(POLICIES["Discrete"][0], cg_damping=1e-3)
     model.target_kl = 0.5
     before = values(model)
     model.train()
@@ -161,3 +161,5 @@ def test_a_step_that_is_too_long_is_halved():
         np.linalg.norm(logged["train/learning_rate"] * gradient(model)) / np.linalg.norm(values(model) - before)
     )
     assert halvings == pytest.approx(round(halvings), abs=1e-3) and halvings > 0.5
+    # Nothing of it stays for the optimizer of the policy, should that be used again
+    assert model._kl_learning_rate_factor == 1.0
