@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
@@ -107,7 +108,7 @@ def is_plain(policy: ActorCriticPolicy) -> TypeGuard[ReinforcePolicy]:
     """
     :param policy: A policy
     :return: Whether :class:`FastActor` does what this policy does: Box observations other than images, layers that it
-        knows, no gSDE, on the CPU
+        knows, on the CPU
     """
     return (
         type(policy) is ReinforcePolicy
@@ -115,7 +116,6 @@ def is_plain(policy: ActorCriticPolicy) -> TypeGuard[ReinforcePolicy]:
         and type(policy.pi_features_extractor) is FlattenExtractor
         and isinstance(policy.observation_space, spaces.Box)
         and not is_image_space(policy.observation_space)
-        and not policy.use_sde
         and not any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
         and all(p.device.type == "cpu" and p.dtype == th.float32 for p in policy.parameters())
         and None not in map(to_layers, networks(policy))
@@ -127,7 +127,7 @@ class FastActor:
     Samples actions as the policy does, on the memory of its parameters: when they change, so does the next action.
 
     The noise comes from PyTorch's global generator, but in blocks: these are other actions than those which the policy
-    would sample.
+    would sample. With gSDE they are the same, as the policy holds the noise.
 
     :param policy: A policy for which :func:`is_plain` is true
     :param n_envs: Number of environments
@@ -144,6 +144,8 @@ class FastActor:
             spaces.MultiBinary: (self._sample_bernoulli, logistic_),
         }
         self._sample, self._draw = samplers[type(space)]
+        if policy.use_sde:
+            self._sample = self._sample_sde
         self._splits: Any = np.cumsum(space.nvec)[:-1] if isinstance(space, spaces.MultiDiscrete) else []
         self._actions_shape = (n_envs, *space.shape)  # type: ignore[misc]
         self._bind()
@@ -187,6 +189,19 @@ class FastActor:
             std = np.exp(self._log_std)
         actions += std * self._next_noise()
         return actions if self._actions_shape == actions.shape else actions.reshape(self._actions_shape)
+
+    def _sample_sde(self, obs: np.ndarray) -> np.ndarray:
+        distribution = self.policy.action_dist
+        assert isinstance(distribution, StateDependentNoiseDistribution)
+        latent = forward(self._mean[:-1], obs)
+        actions = forward(self._mean[-1:], latent)
+        if self.n_envs == 1:
+            actions += latent.dot(distribution.exploration_mat.detach().numpy())
+        else:
+            actions += np.einsum("ef,efa->ea", latent, distribution.exploration_matrices.detach().numpy())
+        if self.policy.squash_output:
+            actions = np.tanh(actions)
+        return actions.reshape(self._actions_shape)
 
     def _sample_categorical(self, obs: np.ndarray) -> np.ndarray:
         logits = forward(self._mean, obs)

@@ -86,6 +86,23 @@ def test_state_dependent_std(std, n_envs):
     assert_same(make_policy("box matrix", **STDS[std]), n_envs)
 
 
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("kwargs", [{}, dict(net_arch=[]), dict(full_std=False), dict(squash_output=True)])
+def test_sde(kwargs, n_envs):
+    """The policy holds the noise: the same actions, also when there is other noise."""
+    policy = make_policy("box matrix", use_sde=True, **kwargs)
+    assert is_plain(policy)
+    actor, obs, actions = FastActor(policy, n_envs), observations(policy, n_envs), []
+    for _ in range(2):
+        policy.reset_noise(n_envs)
+        actions.append(actor(obs))
+        with th.no_grad():
+            expected = policy.get_distribution(th.as_tensor(obs, dtype=th.float32)).sample()
+        assert actions[-1].dtype == np.float32
+        np.testing.assert_allclose(actions[-1], expected.reshape(n_envs, 2, 3), rtol=1e-4, atol=1e-5)
+    assert np.abs(actions[0] - actions[1]).max() > 0.01
+
+
 @pytest.mark.parametrize("activation_fn", [nn.ELU, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh])
 def test_activations(activation_fn):
     assert_same(make_policy(activation_fn=activation_fn, net_arch=[8, 8, 8], **STDS["shared trunk"]))
@@ -173,7 +190,6 @@ class OtherExtractor(FlattenExtractor):
         dict(policy_class=OtherPolicy),
         dict(features_extractor_class=OtherExtractor),
         dict(activation_fn=nn.GELU),
-        dict(use_sde=True),
     ],
 )
 def test_what_is_not_plain(kwargs):
