@@ -110,7 +110,7 @@ def test_imports_without_rl_zoo():
 
 
 def test_mujoco_entries():
-    """Those of this package are the best of the settings, but Swimmer's. Each setting is one for all but Swimmer's gamma."""
+    """Those of this package are the best of the settings, but Hopper's and Swimmer's. Each setting is one for all but Swimmer's gamma."""
     settings = {
         name: yaml.safe_load((FOLDER / f"mujoco_{name}.yml").read_text()) for name in ("value", "critic_free", "natural")
     }
@@ -122,7 +122,7 @@ def test_mujoco_entries():
         assert all(setting[f"InvertedPendulum-v{v}"] == shared | {"n_timesteps": 1e5} for v in (4, 5))
         names = set(MUJOCO) - {"Swimmer", "InvertedPendulum"}
         assert all(setting[f"{name}-v{v}"] == shared for name in names for v in (4, 5))
-    for env_id in (f"{name}-v{version}" for name in names for version in (4, 5)):
+    for env_id in (f"{name}-v{version}" for name in names - {"Hopper"} for version in (4, 5)):
         better = settings["natural" if env_id.startswith("Reacher") else "value"]
         assert entries[env_id] == better[env_id]
 
