@@ -110,7 +110,7 @@ def test_imports_without_rl_zoo():
 
 
 def test_mujoco_entries():
-    """Those of this package are the best of the settings, but Hopper's and Swimmer's. Each setting is one for all but Swimmer's gamma."""
+    """One setting for all but Swimmer's gamma. The entries are the better of them, but those of Hopper and Swimmer."""
     settings = {
         name: yaml.safe_load((FOLDER / f"mujoco_{name}.yml").read_text()) for name in ("value", "critic_free", "natural")
     }
