@@ -1,6 +1,7 @@
 import io
 import math
 import warnings
+from collections.abc import Iterator
 from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -469,16 +470,23 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         parameters = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
         gradient = parameters_to_vector([parameter.grad for parameter in parameters])  # type: ignore[misc]
 
-        def fisher_vector_product(vector: np.ndarray) -> np.ndarray:
-            product = np.zeros_like(vector)
-            direction = th.as_tensor(vector).to(gradient)
+        def kl_gradients() -> Iterator[th.Tensor]:
             for batch in self.rollout_buffer.get(self._chunk_size):
                 with th.no_grad():
                     # The policy has a single distribution object, which the next call changes
                     fixed = copy(self.policy.get_distribution(batch.observations))
                 kl = kl_divergence(fixed, self.policy.get_distribution(batch.observations)).sum()
-                slope = parameters_to_vector(th.autograd.grad(kl, parameters, create_graph=True)) @ direction
-                product += parameters_to_vector(th.autograd.grad(slope, parameters)).cpu().numpy()
+                yield parameters_to_vector(th.autograd.grad(kl, parameters, create_graph=True))
+
+        # A single chunk keeps its graph from one product to the next
+        kept = list(kl_gradients()) if self.rollout_buffer.n_steps <= self._chunk_size else None
+
+        def fisher_vector_product(vector: np.ndarray) -> np.ndarray:
+            product = np.zeros_like(vector)
+            direction = th.as_tensor(vector).to(gradient)
+            for kl_gradient in kl_gradients() if kept is None else kept:
+                row = th.autograd.grad(kl_gradient @ direction, parameters, retain_graph=kept is not None)
+                product += parameters_to_vector(row).cpu().numpy()
             return distributed.all_sum(product) / self.rollout_buffer.total_steps + self.cg_damping * vector
 
         b = gradient.cpu().numpy().astype(np.float64)

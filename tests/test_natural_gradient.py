@@ -163,3 +163,16 @@ def test_a_step_that_is_too_long_is_halved():
     assert halvings == pytest.approx(round(halvings), abs=1e-3) and halvings > 0.5
     # Nothing of it stays for the optimizer of the policy, should that be used again
     assert model._kl_learning_rate_factor == 1.0
+
+
+@pytest.mark.parametrize("chunk_size, once", [(150, True), (149, False)])
+def test_the_products_of_a_single_chunk_share_its_graph(monkeypatch, chunk_size, once):
+    model = make_model(POLICIES["Box"][0], cg_max_steps=5)
+    model._chunk_size = chunk_size
+    model._compute_gradient()
+    calls = []
+    get_distribution = model.policy.get_distribution
+    monkeypatch.setattr(model.policy, "get_distribution", lambda obs: calls.append(len(obs)) or get_distribution(obs))
+    model._precondition(1.0)
+    # The policy, and the same policy fixed
+    assert calls == [150, 150] if once else calls == 5 * [149, 149, 1, 1]
