@@ -42,4 +42,4 @@ format: install  ## Sort imports and format
 commit-checks: lint type  ## What must pass before a commit, besides the tests
 
 clean:  ## Remove .venv and what tools leave behind
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

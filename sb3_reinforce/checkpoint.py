@@ -18,7 +18,7 @@ import re
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,13 @@ MEMBERS = ("state.json", "model.zip")
 PACKAGES = ("sb3-reinforce", "stable-baselines3", "torch", "gymnasium", "numpy")
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """
-    :return: The versions of the packages that say which numbers a run gets
+    :param packages: Names of packages
+    :return: Their versions
     """
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # Used without being installed
@@ -230,6 +231,11 @@ def restore_env(env: VecEnv, state: dict[str, Any]) -> None:
             f"env has {len(normalizers)}"
         )
     for wrapper, statistics in zip(normalizers, state["normalization"], strict=True):
+        found, saved = (", ".join(map(repr, keys)) or "none" for keys in (statistics_of(wrapper), statistics["obs"]))
+        if found != saved:
+            raise ValueError(
+                f"The training state has statistics of the observations {saved}, VecNormalize of env those of {found}"
+            )
         for key, rms in statistics_of(wrapper).items():
             restore_rms(rms, statistics["obs"][key])
         restore_rms(wrapper.ret_rms, statistics["ret"])
@@ -252,17 +258,22 @@ def restore_env(env: VecEnv, state: dict[str, Any]) -> None:
                         part._np_random = generator and make_generator(generator)
 
 
-def all_callbacks(callback: BaseCallback) -> Iterator[BaseCallback]:
+def all_callbacks(callback: BaseCallback, seen: list[BaseCallback] | None = None) -> Iterator[BaseCallback]:
     """
     :param callback: A callback
-    :return: It, and those that it calls, of those that have a state
+    :param seen: Those that have been visited, to which this adds
+    :return: It, and those that it refers to, of those that have a state, each of them once
     """
+    seen = [] if seen is None else seen
+    if any(callback is other for other in seen):
+        return
+    seen.append(callback)
     # Those that SB3 puts around others, or that show the progress, need not be the same in the resumed run
     if not isinstance(callback, CallbackList | ConvertCallback | ProgressBarCallback):
         yield callback
     for value in callback.callbacks if isinstance(callback, CallbackList) else list(vars(callback).values()):
-        if isinstance(value, BaseCallback) and value is not callback.parent:
-            yield from all_callbacks(value)
+        if isinstance(value, BaseCallback):
+            yield from all_callbacks(value, seen)
 
 
 def capture_callback(callback: BaseCallback) -> dict[str, Any]:
@@ -411,15 +422,23 @@ def load_state(path: Path) -> tuple[dict[str, Any], bytes]:
     return json.loads(contents["state.json"], object_hook=decode), contents["model.zip"]
 
 
-def find_states(folder: Path, name_prefix: str = "*") -> list[Path]:
+def n_steps_of(state: Path) -> int:
+    """
+    :param state: Path of a training state
+    :return: The number of time steps in its name
+    """
+    return int(state.stem.split("_")[-2])
+
+
+def find_states(folder: Path, name_prefix: str | None = None) -> list[Path]:
     """
     :param folder: Folder of training states
-    :param name_prefix: Begin of their names
+    :param name_prefix: Begin of their names, ``None`` for any
     :return: Their paths, the latest first
     """
-    found = folder.glob(f"{name_prefix}_*_steps.state")
-    numbers = {path: re.fullmatch(r".*_(\d+)_steps\.state", path.name) for path in found}
-    return sorted((path for path, match in numbers.items() if match), key=lambda path: -int(numbers[path][1]))  # type: ignore[index]
+    pattern = rf"{'.*' if name_prefix is None else re.escape(name_prefix)}_\d+_steps\.state"
+    found = [path for path in folder.glob("*_steps.state") if re.fullmatch(pattern, path.name)]
+    return sorted(found, key=n_steps_of, reverse=True)
 
 
 def load_latest(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -479,7 +498,7 @@ class TrainingStateCallback(BaseCallback):
     def __init__(self, save_freq: int, path: str | Path, keep: int = 2, name_prefix: str = "training", verbose: int = 0):
         super().__init__(verbose)
         for name, value in (("save_freq", save_freq), ("keep", keep)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name}={value!r} must be an integer, 1 or more")
         self.save_freq = save_freq
         self.path = Path(path)
@@ -492,6 +511,8 @@ class TrainingStateCallback(BaseCallback):
         self.has_stopped = False
 
     def _init_callback(self) -> None:
+        if not hasattr(self.model, "_between_updates"):  # Nothing else calls on_update_end
+            raise ValueError(f"TrainingStateCallback is for REINFORCE, not for {type(self.model).__name__}")
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
@@ -501,9 +522,15 @@ class TrainingStateCallback(BaseCallback):
 
     def _claim_folder(self) -> None:
         self._lock = lock(self.path)
-        if self.num_timesteps == 0 and find_states(self.path, self.name_prefix):
+        states = find_states(self.path, self.name_prefix)
+        if self.num_timesteps == 0 and states:
             raise ValueError(
                 f"{self.path} holds training states of another run: go on with that one (resume), or choose another folder"
+            )
+        if states and n_steps_of(states[0]) > self.num_timesteps:
+            warnings.warn(
+                f"{self.path} holds training states of more than the {self.num_timesteps} time steps that this run goes on "
+                "from: those that it saves will take their place"
             )
 
     def on_update_end(self, callback: BaseCallback) -> None:
@@ -534,5 +561,7 @@ class TrainingStateCallback(BaseCallback):
             return
         if self.verbose >= 1:
             print(f"Saved the training state to {path}")
-        for old in find_states(self.path, self.name_prefix)[self.keep :]:
+        # Those of more steps are from before this run went on from an earlier state: they go first
+        states = sorted(find_states(self.path, self.name_prefix), key=lambda state: n_steps_of(state) > self.last_saved)
+        for old in states[self.keep :]:
             old.unlink()

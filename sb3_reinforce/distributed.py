@@ -70,7 +70,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def new_store() -> tuple[dist.Store, int, int]:
+def new_store() -> "tuple[dist.Store, int, int]":
     """
     The store of ``torchrun`` remembers the addresses of the processes from before a restart, and some would connect to them
     (https://github.com/pytorch/pytorch/issues/135712): it only tells where process 0 has a new one.

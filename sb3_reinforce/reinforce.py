@@ -16,7 +16,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, update_learning_rate
-from stable_baselines3.common.vec_env.util import obs_space_info
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
@@ -118,7 +117,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        Default: -1 (only sample at the beginning of an episode)
+        Default: -1 (only sample at the beginning of the rollout, and whenever an episode ends)
     :param rollout_buffer_class: Rollout buffer class to use, an ``EpisodeRolloutBuffer``.
         If ``None``, it will be automatically selected.
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation.
@@ -272,8 +271,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         # Steps that go through the network at once, so that memory does not grow with the batch
-        obs_size = sum(math.prod(shape) for shape in obs_space_info(self.observation_space)[1].values())
-        self._chunk_size = min(2**13, max(1, 2**22 // max(1, obs_size)))
+        self._chunk_size = min(2**13, max(1, 2**22 // max(1, spaces.flatdim(self.observation_space))))
         # The critic's own parameters: those that it shares with the actor are left to the policy gradient
         critic = th.nn.ModuleList([self.policy.value_net, self.policy.mlp_extractor.value_net])
         if not self.policy.share_features_extractor:
@@ -320,7 +318,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             learning_rate = self._precondition(learning_rate)
         elif self.target_kl is not None:
             learning_rate *= self._kl_learning_rate_factor
-        update_learning_rate(self.policy.optimizer, learning_rate)
+        if not self.natural_gradient:  # Whose step the optimizer does not make
+            update_learning_rate(self.policy.optimizer, learning_rate)
         approx_kl = self._step(learning_rate)
 
         self._n_updates += 1
@@ -498,7 +497,17 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         curvature = b @ x
         if self.target_kl is None or not curvature > 0:
             return learning_rate
-        return math.sqrt(2 * FloatSchedule(self.target_kl)(self._current_progress_remaining) / curvature)
+        return math.sqrt(2 * self._current_target_kl() / curvature)
+
+    def _current_target_kl(self) -> float:
+        """
+        :return: The divergence of a step, in nats, at this time of the training
+        :raises ValueError: If it is negative or not a number
+        """
+        target_kl = FloatSchedule(self.target_kl)(self._current_progress_remaining)  # type: ignore[arg-type]
+        if not target_kl >= 0:
+            raise ValueError(f"target_kl={target_kl} must be in [0, inf] (progress {self._current_progress_remaining:g})")
+        return target_kl
 
     def _step(self, learning_rate: float) -> float:
         """
@@ -511,6 +520,19 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if not any(parameter.grad.any() for parameter in parameters):  # type: ignore[union-attr]
             return 0.0  # Nothing to learn: the momentum of older gradients is not to move a solved policy
         before = [parameter.detach().clone() for parameter in parameters]
+        try:
+            return self._limited_step(parameters, before, learning_rate)
+        except BaseException:  # Ctrl-C as well, after which RL Zoo saves the model
+            set_values(parameters, before)
+            raise
+
+    def _limited_step(self, parameters: list[th.nn.Parameter], before: list[th.Tensor], learning_rate: float) -> float:
+        """
+        :param parameters: Parameters that the step changes
+        :param before: Their values before the step
+        :param learning_rate: The learning rate
+        :return: As :meth:`_step`
+        """
         old = None
         if 0 < self.rollout_buffer.n_steps <= self._chunk_size:
             with th.no_grad():
@@ -525,7 +547,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if self.target_kl is None:
             return approx_kl
 
-        target_kl = FloatSchedule(self.target_kl)(self._current_progress_remaining)
+        target_kl = self._current_target_kl()
         n_halvings = 0
         while not approx_kl <= 2 * target_kl and n_halvings < MAX_HALVINGS:  # NaN is too far as well
             for parameter, start in zip(parameters, before, strict=True):
@@ -584,13 +606,14 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         optimizer_before = deepcopy(self.value_optimizer.state_dict())
         update_learning_rate(self.value_optimizer, FloatSchedule(self.value_learning_rate)(self._current_progress_remaining))
         for _ in range(self.n_value_epochs):
-            losses = []
+            losses, sizes = [], []
             for batch, batch_size in self.rollout_buffer.get_minibatches(self.value_batch_size):
                 values = self.policy.predict_values(batch.observations).flatten()
                 loss = F.mse_loss(values, (batch.returns - mean) / std, reduction="sum") / batch_size
                 self.value_optimizer.zero_grad()
                 # The features that it shares with the actor get no gradient
                 loss.backward(inputs=parameters)
+                sizes.append(batch_size)
                 losses.append(distributed.all_sum_gradients(parameters, loss.item()))
                 if not math.isfinite(losses[-1]):
                     self.value_optimizer.zero_grad()
@@ -601,7 +624,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         # The optimizer of the policy, which holds these parameters too, is to leave them alone
         self.value_optimizer.zero_grad()
         self._value_rms = value_rms
-        return float(np.mean(losses)) * std**2
+        return float(np.average(losses, weights=sizes)) * std**2
 
     @classmethod
     def resume(

@@ -52,7 +52,8 @@ def check_number(
     :param or_else: What else is allowed, for the message
     :raises ValueError: If the value is not such a number
     """
-    if not isinstance(value, (int, np.integer) if integer else (int, float)) or not low <= value <= high:
+    kinds = (int, np.integer) if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         noun = "an integer" if integer else "a number"
         raise ValueError(f"{name}={value!r} must be {noun} in [{low}, {high}]{f', or {or_else}' if or_else else ''}")
 
@@ -156,10 +157,14 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         check_number("min_steps", self.min_steps, 0, integer=True)
         check_number("max_episode_steps", self.max_episode_steps, 1, integer=True)
         buffer_class = self.rollout_buffer_class
-        if buffer_class is not None and not issubclass(buffer_class, EpisodeRolloutBuffer):
-            raise ValueError(f"rollout_buffer_class={buffer_class.__name__} must be an EpisodeRolloutBuffer")
+        if buffer_class is not None and not (
+            isinstance(buffer_class, type) and issubclass(buffer_class, EpisodeRolloutBuffer)
+        ):
+            raise ValueError(
+                f"rollout_buffer_class={getattr(buffer_class, '__name__', repr(buffer_class))} must be an EpisodeRolloutBuffer"
+            )
         action_space = getattr(self, "action_space", None)  # Not without an environment
-        if isinstance(action_space, spaces.MultiBinary) and not isinstance(action_space.n, int):
+        if isinstance(action_space, spaces.MultiBinary | spaces.MultiDiscrete) and len(action_space.shape) > 1:
             raise ValueError(f"{action_space} has more than one dimension, which is not supported: flatten it")
 
     def _check_n_envs(self, n_envs: int) -> None:
@@ -400,8 +405,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         episode_infos: list[dict[str, Any]] = []
         obs = env.reset()
         act = self._actor(env.num_envs)
-        # Some environments can be left alone when they have met their quota
-        step_only = getattr(env.unwrapped, "step_only", None)
+        # Some environments can be left alone when they have met their quota, unless what they repeat enters the statistics
+        step_only = None if statistics else getattr(env.unwrapped, "step_only", None)
         n_stepped = env.num_envs
 
         while True:

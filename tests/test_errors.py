@@ -59,6 +59,8 @@ def kwargs_only(x):
         *((dict(cg_damping=x), (f"cg_damping={x!r}", "a number in [0, inf]")) for x in (-0.1, NAN, None)),
         *((dict(min_steps=x), (f"min_steps={x!r}", "an integer in [0, inf]")) for x in (-1, 1.5, None)),
         *((dict(max_episode_steps=x), (f"max_episode_steps={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
+        (dict(n_episodes=True), ("n_episodes=True", "an integer in [1, inf], or None")),
+        (dict(rollout_buffer_class="x"), ("rollout_buffer_class='x'", "EpisodeRolloutBuffer")),
         (dict(rollout_buffer_class=RolloutBuffer), ("rollout_buffer_class=RolloutBuffer", "EpisodeRolloutBuffer")),
     ],
     ids=kwargs_only,

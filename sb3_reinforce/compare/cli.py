@@ -21,7 +21,7 @@ def compare() -> None:
     parser.add_argument("--algos", nargs="+", default=[], metavar="ALGO", help="algorithms of RL Zoo, or variants of them")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="random generator seeds")
     parser.add_argument("-n", "--n-timesteps", type=int, default=-1, help="time steps of a run (default: those of the entry)")
-    parser.add_argument("--eval-freq", type=int, default=25_000, help="evaluate every n steps (if negative, at the end only)")
+    parser.add_argument("--eval-freq", type=int, default=25_000, help="evaluate every n steps (-1: at the end only)")
     parser.add_argument("--eval-episodes", type=int, default=20, help="number of episodes of an evaluation")
     parser.add_argument(
         "--thresholds", nargs="+", type=float, help="return to reach, one or one per environment (default: Gymnasium's)"

@@ -11,6 +11,7 @@ import gymnasium as gym
 import rl_zoo3
 import yaml
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce.compare.references import REFERENCES
 from sb3_reinforce.vec_env.envpool import closest
@@ -55,7 +56,7 @@ def parse_contender(text: str) -> Contender:
     :return: The contender
     :raises ValueError: If the text is of another form, or there is no such algorithm
     """
-    match = re.fullmatch(r"(?:([\w.-]+)=)?([^:=]+)(?::(.+))?", text)
+    match = re.fullmatch(r"(?:(\w[\w.-]*)=)?([^:=]+)(?::(.+))?", text)
     if match is None or (match[3] and not match[1]):
         raise ValueError(f"{text!r} must be ALGO or NAME=ALGO:key:value,key:value (NAME of letters, digits and . - _)")
     name, algo = match[1] or match[2], match[2]
@@ -100,9 +101,31 @@ def read_entries(algo: str, conf_file: str | None) -> dict[str, Any]:
         zoo = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml"
         return {**(read_entries(algo, str(zoo)) if zoo.is_file() else {}), **read_hyperparams(algo)}
     try:
-        return yaml.safe_load(Path(conf_file).read_text())
+        return yaml.safe_load(Path(conf_file).read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"conf_file:{conf_file} cannot be read: {error}") from error
+
+
+def try_out(manager: ExperimentManager, hyperparams: dict[str, Any], name: str) -> None:
+    """
+    Set up environments and model, and throw them away.
+
+    :param manager: An experiment manager
+    :param hyperparams: Hyperparameters, which this changes
+    :param name: Name of the contender
+    :raises ValueError: If that cannot be
+    """
+    env = None
+    preprocessed, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparams)
+    manager.vec_env_class = DummyVecEnv
+    try:
+        env = manager.create_envs(manager.n_envs, no_log=True)
+        ALGOS[manager.algo](env=env, device="cpu", **manager._preprocess_action_noise(preprocessed, {}, env))
+    except Exception as error:
+        raise ValueError(f"{name} cannot be set up on {manager.env_name.gym_id}: {error!r}") from error
+    finally:
+        if env is not None:
+            env.close()
 
 
 def resolve(contender: Contender, env_id: str, n_timesteps: int, vec_env: str = "dummy") -> dict[str, Any]:
@@ -112,7 +135,7 @@ def resolve(contender: Contender, env_id: str, n_timesteps: int, vec_env: str = 
     :param n_timesteps: Number of time steps, not positive for that of the entry
     :param vec_env: Kind of the vectorized environment
     :return: Its hyperparameters, as an entry of a file of RL Zoo
-    :raises ValueError: If there are none, or they do not go with the algorithm
+    :raises ValueError: If there are none, or the algorithm cannot be set up with them
     """
     overrides = {key: value for key, value in contender.settings.items() if key not in SOURCES}
     conf_file, entry = (contender.settings.get(key) for key in SOURCES)
@@ -130,8 +153,7 @@ def resolve(contender: Contender, env_id: str, n_timesteps: int, vec_env: str = 
             hyperparams = {**entries[entry], **overrides}
         else:
             hyperparams, _ = manager.read_hyperparameters()
-        # Checks them, and changes them
-        make_manager()._preprocess_hyperparams(deepcopy(hyperparams))
+        try_out(make_manager(), deepcopy(hyperparams), contender.name)
     if n_timesteps > 0:
         hyperparams["n_timesteps"] = n_timesteps
     return hyperparams

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,9 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     :param folder: Folder of the run
     :param result: What came out
     """
-    versions = {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
-    write_json(folder / RESULT, {**result, "versions": versions})
+    from sb3_reinforce.checkpoint import versions  # Here as it is heavy
+
+    write_json(folder / RESULT, {**result, "versions": {"python": platform.python_version(), **versions(PACKAGES)}})
 
 
 def make_jobs(out: Path, comparison: dict[str, Any]) -> dict[Path, dict[str, Any]]:
@@ -60,23 +60,26 @@ def make_jobs(out: Path, comparison: dict[str, Any]) -> dict[Path, dict[str, Any
     :return: The folder of each run, and what it runs
     """
     jobs = {}
+    trained = next(settings for settings in comparison["contenders"].values() if settings["algo"] is not None)
+    # The same for all of them
+    env_kwargs = {env_id: entry.get("env_kwargs") or {} for env_id, entry in trained["hyperparams"].items()}
     common = {key: comparison[key] for key in ("n_eval_episodes", "gym_packages")}
     for contender, settings in comparison["contenders"].items():
         algo = settings["algo"]
         for env_id in comparison["envs"]:
             for index, seed in enumerate(comparison["seeds"], start=1):
                 # RL Zoo numbers the runs in a log folder
-                log_folder = out / "runs" / contender
-                folder = log_folder / (algo or contender) / f"{env_id.replace('/', '-')}_{index}"
+                folder = out / "runs" / contender / (algo or contender) / f"{env_id.replace('/', '-')}_{index}"
                 job = {"contender": contender, "algo": algo, "env": env_id, "seed": seed, **common}
-                if algo is not None:
+                if algo is None:
+                    job["env_kwargs"] = env_kwargs[env_id]
+                else:
                     job["n_timesteps"] = settings["hyperparams"][env_id]["n_timesteps"]
                     pairs = {
                         "--algo": algo,
                         "--env": env_id,
                         "--seed": seed,
                         "--conf-file": out / "configs" / f"{contender}.yml",
-                        "-f": log_folder,
                         "-tb": folder / "tensorboard",
                         "--eval-freq": comparison["eval_freq"],
                         "--eval-episodes": comparison["n_eval_episodes"],

@@ -278,6 +278,10 @@ def gradients(
     check_env(env_id)
     for size in batch_sizes:
         check_number("batch_sizes", size, 2, n_episodes // 2, integer=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out} must be a folder, or a path where one can be made: {error}") from error
     env = make_env(model_path, env_id, seed)
     if model_path is None:
         model = REINFORCE("MlpPolicy", env, seed=seed)
@@ -290,7 +294,6 @@ def gradients(
         fit_critic(model, n_episodes)
     collect(model, n_episodes)
     table = measure(model, batch_sizes)
-    out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "gradients.csv", index=False, float_format="%.6g")
     lengths = model.rollout_buffer.lengths
     title = f"""# Gradient estimates of {"a fresh policy" if model_path is None else model_path.name} in {env_id}

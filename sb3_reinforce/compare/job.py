@@ -125,6 +125,8 @@ class RunManager(ExperimentManager):
         result: dict[str, Any] = {"num_timesteps": model.num_timesteps, "seconds": self.recorder.training_seconds}
         env = self.create_envs(min(self.job["n_eval_episodes"], N_EVAL_ENVS), eval_env=True)
         sync_envs_normalization(model.env, env)  # type: ignore[arg-type]
+        if getattr(model, "use_sde", False):  # One noise for each environment, not that of training for all
+            model.policy.reset_noise(env.num_envs)  # type: ignore[operator]
         for kind in ("deterministic", "stochastic"):
             env.seed(EVAL_SEED_OFFSET + self.job["seed"])
             result[kind], _ = evaluate_policy(

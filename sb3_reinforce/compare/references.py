@@ -12,15 +12,18 @@ REFERENCES = {"random": "stochastic", "zero_action": "deterministic"}
 EVAL_SEED_OFFSET = 1_000_000
 
 
-def evaluate_reference(name: str, env_id: str, seed: int, n_episodes: int) -> list[float]:
+def evaluate_reference(
+    name: str, env_id: str, seed: int, n_episodes: int, env_kwargs: dict[str, Any] | None = None
+) -> list[float]:
     """
     :param name: ``"random"``, uniformly random actions, or ``"zero_action"``, the action of zeros
     :param env_id: Id of an environment
     :param seed: Seed of the run that the reference stands beside
     :param n_episodes: Number of episodes
+    :param env_kwargs: Arguments of the environment
     :return: Return of each episode
     """
-    env = gym.make(env_id)
+    env = gym.make(env_id, **(env_kwargs or {}))
     space: Any = env.action_space
     space.seed(EVAL_SEED_OFFSET + seed)
     zero = np.zeros(space.shape, space.dtype)

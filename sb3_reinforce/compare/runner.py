@@ -91,7 +91,7 @@ def run_job(folder: Path, job: dict[str, Any]) -> None:
         try:
             for module in job["gym_packages"]:
                 import_module(module)
-            scores = evaluate_reference(job["contender"], job["env"], job["seed"], job["n_eval_episodes"])
+            scores = evaluate_reference(job["contender"], job["env"], job["seed"], job["n_eval_episodes"], job["env_kwargs"])
             write_result(folder, {REFERENCES[job["contender"]]: scores})
         except Exception as error:
             (folder / "log.txt").write_text(traceback.format_exc())
@@ -247,6 +247,11 @@ def describe(
         budgets = {entry["hyperparams"][env_id]["n_timesteps"] for entry in described.values()}
         if len(budgets) > 1:
             raise ValueError(f"{env_id}: the entries have different numbers of steps {sorted(budgets)}, choose one with -n")
+        env_kwargs = [entry["hyperparams"][env_id].get("env_kwargs") or {} for entry in described.values()]
+        if any(kwargs != env_kwargs[0] for kwargs in env_kwargs):
+            raise ValueError(
+                f"{env_id}: the contenders have different env_kwargs {env_kwargs}: their scores would not compare"
+            )
     described["random"] = {"algo": None}
     if all(isinstance(gym.make(env_id).action_space, gym.spaces.Box) for env_id in envs):
         described["zero_action"] = {"algo": None}
@@ -265,6 +270,21 @@ def describe(
         "gym_packages": list(gym_packages),
         "vec_env": vec_env,
     }
+
+
+def find_difference(there: Any, asked: Any, name: str) -> str | None:
+    """
+    :param there: What is there
+    :param asked: What is asked for
+    :param name: Its name
+    :return: The first value in which they differ, in words; ``None`` if they are the same
+    """
+    if isinstance(there, dict) and isinstance(asked, dict):
+        if there.keys() != asked.keys():
+            return f"{name} are {', '.join(there)}, not {', '.join(asked)}"
+        differences = (find_difference(there[key], asked[key], f"{name}.{key}") for key in there)
+        return next(filter(None, differences), None)
+    return None if there == asked else f"{name} is {there}, not {asked}"
 
 
 def open_folder(out: Path, comparison: dict[str, Any], resume: bool) -> None:
@@ -292,12 +312,14 @@ def open_folder(out: Path, comparison: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"--out {out} holds a comparison already: choose another folder, or go on with --resume")
+    if not (out / "runs").is_dir():
+        raise ValueError(f"--out {out} holds the report of a comparison without its runs: it cannot be gone on with")
     # As it looks after it was written and read
     seeds = there.get("seeds", [])
     asked = {**comparison, "seeds": comparison["seeds"][: len(seeds)]}
     for key in IDENTITY:
-        if there.get(key) != asked[key]:
-            raise ValueError(f"--out {out} holds another comparison: its {key} is {there.get(key)}, not {comparison[key]}")
+        if difference := find_difference(there.get(key), asked[key], key):
+            raise ValueError(f"--out {out} holds another comparison: its {difference}")
     if seeds != comparison["seeds"]:
         write_json(out / COMPARISON, comparison)
 
@@ -328,7 +350,7 @@ def compare(
     :param seeds: Seeds of the runs
     :param out: Folder to write to, the same on all machines
     :param n_timesteps: Number of time steps of a run, not positive: as the entries of the algorithms say
-    :param eval_freq: Evaluate every so many time steps, negative: only at the end
+    :param eval_freq: Evaluate every so many time steps, -1: only at the end
     :param n_eval_episodes: Number of episodes of an evaluation
     :param thresholds: Return that a run is to reach, one for all environments or one for each; ``None``: Gymnasium's
         ``reward_threshold``, if there is one

@@ -252,7 +252,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
             return dict(saved), saved
         try:
             return super().read_hyperparameters()
-        except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, yaml.YAMLError) as error:
+        except KeyError as error:  # RL Zoo's entry for all Atari games
+            raise ValueError(f"{self.config} has no entry {error}, which {self.env_name.gym_id} needs") from error
+        except (AttributeError, ImportError, OSError, SyntaxError, TypeError, yaml.YAMLError) as error:
             raise ValueError(
                 f"--conf-file {self.config} must be a .yml file, or a .py file or module with a dictionary "
                 f"'hyperparams', of one dictionary per environment ({error!r})"
@@ -287,6 +289,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
             preprocessed = super()._preprocess_hyperparams(hyperparams)
         except (AttributeError, ImportError, NameError, SyntaxError) as error:
             raise ValueError(f"A hyperparameter of {self.env_name.gym_id} cannot be evaluated: {error}") from error
+        if self._eval_env_kwargs_args is None:  # Those of the entry as well
+            self.eval_env_kwargs = self.env_kwargs
         if self.algo == "reinforce":
             self._check_reinforce(preprocessed[0])
         if self.on_envpool:
