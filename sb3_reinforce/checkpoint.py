@@ -272,7 +272,7 @@ def all_callbacks(callback: BaseCallback, seen: list[BaseCallback] | None = None
     if not isinstance(callback, CallbackList | ConvertCallback | ProgressBarCallback):
         yield callback
     for value in callback.callbacks if isinstance(callback, CallbackList) else list(vars(callback).values()):
-        if isinstance(value, BaseCallback):
+        if isinstance(value, BaseCallback) and value is not callback.parent:
             yield from all_callbacks(value, seen)
 
 

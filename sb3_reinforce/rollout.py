@@ -213,7 +213,8 @@ class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         if distributed.rank() > 0:
             given = callback if isinstance(callback, list) else [callback]
-            found = [child for each in given if isinstance(each, BaseCallback) for child in all_callbacks(each)]
+            seen: list[BaseCallback] = []
+            found = [child for each in given if isinstance(each, BaseCallback) for child in all_callbacks(each, seen)]
             callback, progress_bar = [child for child in found if isinstance(child, TrainingStateCallback)], False
             self._logger = Logger(None, [])
         callback = super()._init_callback(callback, progress_bar)

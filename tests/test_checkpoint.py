@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -338,6 +340,12 @@ def test_other_environments_and_callbacks(states):
     model = REINFORCE.resume(states[0], env=VecNormalize(make_vec_env("CartPole-v1")))
     with pytest.raises(ValueError, match="with 0 VecNormalize, env has 1"):
         model.learn(200, callback=TrainingStateCallback(30, states[0].parent))
+    callback = TrainingStateCallback(30, states[0].parent.parent / "rewards")
+    env = VecNormalize(make_vec_env("CartPole-v1"), norm_obs=False)
+    REINFORCE("MlpPolicy", env, seed=0, n_episodes=2).learn(100, callback=callback)
+    model = REINFORCE.resume(callback.path, env=VecNormalize(make_vec_env("CartPole-v1")))
+    with pytest.raises(ValueError, match="statistics of the observations none, VecNormalize of env those of ''"):
+        model.learn(100, callback=callback)
     model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
     with pytest.raises(ValueError, match=r"with the callbacks \['TrainingStateCallback'\], this one has \[\]"):
         model.learn(200)
@@ -353,6 +361,52 @@ def test_folder_of_another_run(states):
     assert set(states) < set(find_states(states[0].parent))
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_going_back_to_an_earlier_state(states, keep):
+    """States of more steps make room for those of the run that has gone back."""
+    abandoned = shutil.copy(states[0], states[0].with_name("training_100000_steps.state"))
+    model = REINFORCE.resume(states[1], env=make_vec_env("CartPole-v1"))
+    callback = TrainingStateCallback(30, states[0].parent, keep=keep)
+    with pytest.warns(UserWarning, match=f"more than the {model.num_timesteps} time steps that this run goes on from"):
+        model.learn(200, callback=callback)
+    found = find_states(states[0].parent)
+    assert abandoned not in found and len(found) == keep
+    assert found[0].name == f"training_{callback.last_saved}_steps.state"
+
+
+def test_a_prefix_that_begins_with_another(tmp_path):
+    callbacks = [TrainingStateCallback(30, tmp_path, keep=2, name_prefix=prefix) for prefix in ("a", "a_b", "[a]*")]
+    REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, n_episodes=2).learn(300, callback=callbacks)
+    found = [find_states(tmp_path, callback.name_prefix) for callback in callbacks]
+    assert [len(states) for states in found] == [2, 2, 2] and len(find_states(tmp_path)) == 6
+
+
+class Refers(BaseCallback):
+    """Asks another callback to stop the training, after 100 steps."""
+
+    other = None
+
+    def _on_step(self):
+        if self.num_timesteps == 100 and isinstance(self.other, TrainingStateCallback):
+            self.other.is_to_stop = True
+        return True
+
+
+def test_callbacks_that_refer_to_others(tmp_path):
+    saver, first, second = TrainingStateCallback(10**6, tmp_path), Refers(), Refers()
+    first.other, second.other = saver, first
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, n_episodes=2)
+    model.learn(3000, callback=[second, saver, first])
+    assert model.num_timesteps < 1200 and len(find_states(tmp_path)) == 1
+    first.other, second.other = second, first
+    model.learn(100, callback=[first, second])
+
+
+def test_training_states_of_another_algorithm(tmp_path):
+    with pytest.raises(ValueError, match="TrainingStateCallback is for REINFORCE, not for A2C"):
+        A2C("MlpPolicy", "CartPole-v1").learn(10, callback=TrainingStateCallback(5, tmp_path / "states"))
+
+
 def test_another_total(states):
     model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
     with pytest.warns(UserWarning, match="total_timesteps=300, the run that is resumed has 200"):
@@ -361,7 +415,7 @@ def test_another_total(states):
 
 
 @pytest.mark.parametrize("argument", ["save_freq", "keep"])
-@pytest.mark.parametrize("value", [0, -1, 1.5])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
 def test_bad_arguments(tmp_path, argument, value):
     with pytest.raises(ValueError, match=f"{argument}={value!r} must be an integer, 1 or more"):
         TrainingStateCallback(**{"save_freq": 1, "path": tmp_path, argument: value})

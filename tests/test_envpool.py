@@ -361,19 +361,26 @@ def test_algorithms(algo, env_id):
     assert {"r", "l", "t"} == model.ep_info_buffer[0].keys()
 
 
-@pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize], ids=["bare", "normalized"])
-def test_environments_past_their_quota_are_left_alone(wrap):
-    model = REINFORCE("MlpPolicy", wrap(EnvPoolVecEnv(ENV_ID, 4, seed=100)), n_episodes=5, min_steps=200, seed=100)
+def test_environments_past_their_quota_are_left_alone():
+    model = REINFORCE("MlpPolicy", EnvPoolVecEnv(ENV_ID, 4, seed=100), n_episodes=5, min_steps=200, seed=100)
     for _ in range(3):
         before = model.num_timesteps
         model.learn(1, reset_num_timesteps=False)
         buffer = model.rollout_buffer
         assert model.num_timesteps - before == buffer.n_steps == buffer.lengths.sum() >= 200
-        assert model.logger.name_to_value["rollout/surplus_steps"] == 0
         rounds = buffer.n_episodes // 5
         assert [episode.env_idx for episode in buffer.episodes] == [0] * rounds + [1] * rounds + [2] * rounds + [
             3
         ] * 2 * rounds
+
+
+def test_environments_past_their_quota_do_not_repeat_themselves_in_the_statistics():
+    """They are stepped, as those of other vectorized environments are."""
+    env = VecNormalize(EnvPoolVecEnv(ENV_ID, 4, seed=100))
+    model = REINFORCE("MlpPolicy", env, n_episodes=5, seed=100).learn(1)
+    assert model.num_timesteps == 4 * max(model.rollout_buffer.lengths[-2:].sum(), *model.rollout_buffer.lengths[:3])
+    # Those of all steps, of SB3's reset and that of the rollout
+    assert env.obs_rms.count == pytest.approx(model.num_timesteps + 8, abs=0.01)
 
 
 def test_wrappers_and_callbacks(tmp_path):

@@ -22,7 +22,7 @@ def make_model(env=None, policy="MlpPolicy", **kwargs):
 
 def raises(*parts):
     """A ValueError whose message has these parts, in this order."""
-    return pytest.raises(ValueError, match=".*".join(map(re.escape, parts)))
+    return pytest.raises(ValueError, match="(?s)" + ".*".join(map(re.escape, parts)))
 
 
 def kwargs_only(x):
@@ -119,6 +119,7 @@ def test_dict_observations_need_multi_input_policy(policy):
         (spaces.Box(-np.inf, np.inf, (1,)), ("finite lower and upper bound",)),
         (spaces.Box(np.float32([-1, -1]), np.float32([1, np.inf])), ("finite lower and upper bound",)),
         (spaces.MultiBinary([2, 3]), ("MultiBinary((2, 3))", "not supported: flatten it")),
+        (spaces.MultiDiscrete([[2, 3], [4, 5]]), ("MultiDiscrete([[2 3]", "not supported: flatten it")),
     ],
     ids=lambda x: "" if isinstance(x, tuple) else str(x),
 )
@@ -290,6 +291,32 @@ def test_policy_gradient_is_not_finite(value, max_grad_norm, baseline):
     handle.remove()
     assert model.learn(1)._n_updates == 2
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("chunk_size", [1, 2**13])
+def test_a_step_that_is_not_checked_is_not_made(monkeypatch, error, chunk_size):
+    """RL Zoo saves the model after Ctrl-C."""
+
+    def interrupt(*args):
+        raise error
+
+    model = make_model(learning_rate=10.0).learn(1)
+    model._chunk_size = chunk_size
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    monkeypatch.setattr("sb3_reinforce.reinforce.kl_divergence", interrupt)
+    with pytest.raises(error):
+        model.learn(1)
+    assert all(map(th.equal, model.policy.parameters(), before))
+
+
+@pytest.mark.parametrize("natural_gradient", [False, True])
+def test_target_kl_of_a_schedule(natural_gradient):
+    model = make_model(target_kl=lambda progress: progress - 1.5, natural_gradient=natural_gradient)
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    with raises("target_kl=-", "must be in [0, inf]"):
+        model.learn(1)
+    assert all(map(th.equal, model.policy.parameters(), before))
 
 
 def test_critic_loss_is_not_finite():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -21,6 +22,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.buffers import Episode
 from sb3_reinforce.returns import RETURNS
+from tests.envs import SpacesEnv
 
 SGD = dict(optimizer_class=th.optim.SGD)
 ESTIMATOR = dict(normalize_advantage=False, target_kl=None, policy_kwargs=SGD)
@@ -188,6 +190,12 @@ def test_reduces_to_a2c(normalize_advantage):
     np.testing.assert_array_equal(model.rollout_buffer.rewards, a2c.rollout_buffer.rewards.flatten())
     moved = {name: p - before[name] for name, p in parameters(model.policy).items()}
     assert_close(moved, {name: p - before[name] for name, p in parameters(a2c.policy).items()}, rtol=1e-4)
+
+
+@pytest.mark.parametrize("space, size", [(spaces.Discrete(20_000), 209), (spaces.Box(-1, 1, (4,)), 2**13)])
+def test_chunks_fit_the_observations_as_the_network_sees_them(space, size):
+    model = REINFORCE("MlpPolicy", SpacesEnv(space, spaces.Discrete(2)), policy_kwargs=dict(net_arch=[2]), device="cpu")
+    assert model._chunk_size == size
 
 
 def test_chunks_make_no_difference():
