@@ -17,13 +17,15 @@ class SwitchedEnv(gym.Env):
     Ten steps, each rewarded with one less the size of the action.
 
     :param switch: "raise": raises in its 50th step, "slow": sleeps in every step
+    :param scale: Factor of the rewards
     """
 
     observation_space = spaces.Box(0, 10, (1,))
     action_space = spaces.Box(-1, 1, (1,))
 
-    def __init__(self, switch=None):
+    def __init__(self, switch=None, scale=1.0):
         self.switch = switch
+        self.scale = scale
         self.n_steps = 0
 
     def reset(self, *, seed=None, options=None):
@@ -38,9 +40,11 @@ class SwitchedEnv(gym.Env):
             raise RuntimeError("the motor is broken")
         if self.switch == "slow" and (SWITCHES / "slow").is_file():
             time.sleep(0.02)
-        return np.full(1, self.time, np.float32), 1 - float(np.abs(action).sum()), self.time == 10, False, {}
+        reward = self.scale * (1 - float(np.abs(action).sum()))
+        return np.full(1, self.time, np.float32), reward, self.time == 10, False, {}
 
 
+gym.register("Game-v0", "ale_py:AtariEnv")
 gym.register("Plain-v0", SwitchedEnv, reward_threshold=5)
 gym.register("Raising-v0", SwitchedEnv, kwargs={"switch": "raise"}, reward_threshold=5)
 gym.register("Slow-v0", SwitchedEnv, kwargs={"switch": "slow"}, reward_threshold=5)

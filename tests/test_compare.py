@@ -26,6 +26,7 @@ from tests.test_zoo_commands import ENVIRON, files, run, succeed
 ROOT = Path(__file__).parent.parent
 BUDGET = ("-n", "300", "--eval-freq", "100", "--eval-episodes", "3", "--jobs", "2", "--gym-packages", "tests.compare_envs")
 SMALL = ("--algos", "reinforce", "--seeds", "1", "--env")
+FIXED = "fixed=reinforce:baseline:null,policy_kwargs:dict(net_arch=[8,8])"
 REPORT = ["curves.csv", "report.md", "results.json", "runs.csv"] + [
     f"{name}.{kind}" for name in ("curves_episodes", "curves_seconds", "curves_steps", "scores") for kind in ("png", "svg")
 ]
@@ -90,7 +91,7 @@ def test_commands_are_listed(tmp_path):
 def finished(tmp_path_factory):
     """A comparison in two environments, all of whose runs are done."""
     out = tmp_path_factory.mktemp("finished") / "comparison"
-    variants = ("reinforce", "fixed=reinforce:baseline:null,policy_kwargs:dict(net_arch=[8,8])", "ppo=ppo:n_steps:32")
+    variants = ("reinforce", FIXED, "ppo=ppo:n_steps:32")
     output = compare(out, "--algos", *variants, "--env", "Plain-v0", "CartPole-v1", "--seeds", 3, 5, *BUDGET, runner=succeed)
     assert "12 waiting" not in output and "16 done" in output
     return out
@@ -131,7 +132,7 @@ def test_each_run_is_one_of_rl_zoo(finished, tmp_path):
 
     command = (folder / "CartPole-v1" / "command.txt").read_text().split()
     assert command[:2] == ["sb3-reinforce", "train"] and command[command.index("--seed") + 1] == "5"
-    command[command.index("-f") + 1] = str(tmp_path)
+    command += ["-f", str(tmp_path)]
     command[command.index("-tb") + 1] = str(tmp_path / "tensorboard")
     succeed(tmp_path, *command[1:], PYTHONPATH=str(ROOT))
     both = [np.loadtxt(f / "0.monitor.csv", delimiter=",", skiprows=2, usecols=(0, 1)) for f in (
@@ -317,6 +318,15 @@ BAD_INPUT = [
     (("--algos", "x=reinforce:baseline"), "'baseline' in 'x=reinforce:baseline' must be key:value"),
     (("--algos", "x=reinforce:gamma:[1"), "is not YAML"),
     (("--algos", "x=reinforce:learning_rate:-1e-4"), "learning_rate"),
+    (("--algos", "x=reinforce:n_envs:8,n_episodes:4"), "n_episodes=4 must be at least the number of environments, 8"),
+    (("--algos", "reinforce", "x=ppo:n_steps:abc"), "x cannot be set up on Plain-v0: "),
+    (("--algos", "x=ppo:normalize:dict(norm_rewards=False)"), "unexpected keyword argument 'norm_rewards'"),
+    (
+        ("--algos", "x=ppo", "y=ppo:env_kwargs:{scale: 2}"),
+        "Plain-v0: the contenders have different env_kwargs [{}, {'scale': 2}]",
+    ),
+    (("--algos", "..=reinforce"), "must be ALGO or NAME=ALGO:key:value"),
+    (("--env", "Plain-v0", "Game-v0"), "reinforce.yml has no entry 'atari', which Game-v0 needs"),
     (("--algos", "reinforce:baseline:null"), "must be ALGO or NAME=ALGO:key:value"),
     (("--algos", "random=reinforce"), "'random' is the name of a reference"),
     (("--algos", "x=ppo", "x=a2c"), "the name 'x' is given twice"),
@@ -378,7 +388,11 @@ def test_missing_package(tmp_path):
         ((), "holds a comparison already: choose another folder, or go on with --resume"),
         (("--resume", "--seeds", "3"), "holds another comparison: its seeds is [3, 5], not [3]"),
         (("--resume", "--eval-freq", "50"), "its eval_freq is 100, not 50"),
-        (("--resume", "--algos", "reinforce"), "its contenders"),
+        (("--resume", "--algos", "reinforce"), "its contenders are reinforce, fixed, ppo, random, not reinforce, random"),
+        (
+            ("--resume", "--algos", "reinforce", FIXED, "ppo=ppo:n_steps:16"),
+            "its contenders.ppo.hyperparams.Plain-v0.n_steps is 32, not 16",
+        ),
     ],
 )
 def test_folder_of_another_comparison(finished, change, message):
@@ -388,6 +402,28 @@ def test_folder_of_another_comparison(finished, change, message):
     status, _, errors = compare(finished, *arguments, *change)
     assert status == 1 and message in errors and len(errors.strip().splitlines()) == 1, errors
     assert content(finished) == before
+
+
+def test_folder_without_the_runs(finished, tmp_path):
+    """What is left of a comparison may be all that there is."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("runs"))
+    before = content(out)
+    arguments = shlex.split(json.loads((out / "comparison.json").read_text())["command"])[4:]
+    status, _, errors = compare(out, *arguments, "--resume")
+    assert status == 1 and "the report of a comparison without its runs" in errors and len(errors.strip().splitlines()) == 1
+    assert content(out) == before
+
+
+def test_evaluation_is_that_of_the_setting(tmp_path):
+    """In the environment that it is trained in, as the references are; with gSDE, each environment has noise of its own."""
+    algo = "sde=reinforce:use_sde:true,env_kwargs:{scale: 100}"
+    compare(tmp_path / "out", "--algos", algo, "--seeds", 1, "--env", "Plain-v0", *BUDGET, runner=succeed)
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("out/runs/*/*/*/result.json"))]
+    (random, trained, zero_action) = results
+    assert zero_action["deterministic"] == [1000.0] * 3
+    assert all(abs(score) > 10 for score in (*random["stochastic"], *trained["deterministic"]))
+    assert np.ptp(trained["deterministic"]) < 1e-3 and np.diff(sorted(trained["stochastic"])).min() > 0.1
 
 
 def test_folder_of_something_else(tmp_path):

@@ -1,5 +1,7 @@
 """``sb3-reinforce gradients``: its gradients are those of training, its numbers those of their definitions."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -182,6 +184,7 @@ def test_command(tmp_path):
         (("--model", "nowhere.zip"), "--model nowhere.zip must be the path of a .zip file"),
         (("--env", "CartPole-v9"), "'CartPole-v9' is no environment, did you mean 'CartPole-v"),
         (("--env", "CartPole-v1", "--batch-sizes", "1"), "batch_sizes=1 must be an integer in [2, 128]"),
+        (("--env", "CartPole-v1", "--out", os.devnull), f"--out {os.devnull} must be a folder"),
         (("--env", "CartPole-v1", "-n", "16", "--batch-sizes", "9"), "batch_sizes=9 must be an integer in [2, 8]"),
     ],
 )
