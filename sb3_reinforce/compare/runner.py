@@ -312,14 +312,14 @@ def open_folder(out: Path, comparison: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"--out {out} holds a comparison already: choose another folder, or go on with --resume")
-    if not (out / "runs").is_dir():
-        raise ValueError(f"--out {out} holds the report of a comparison without its runs: it cannot be gone on with")
     # As it looks after it was written and read
     seeds = there.get("seeds", [])
     asked = {**comparison, "seeds": comparison["seeds"][: len(seeds)]}
     for key in IDENTITY:
         if difference := find_difference(there.get(key), asked[key], key):
             raise ValueError(f"--out {out} holds another comparison: its {difference}")
+    if not (out / "runs").is_dir():
+        raise ValueError(f"--out {out} holds the report of a comparison without its runs: it cannot be gone on with")
     if seeds != comparison["seeds"]:
         write_json(out / COMPARISON, comparison)
 
