@@ -348,13 +348,39 @@ BAD_INPUT = [
 ]
 
 
-@pytest.mark.parametrize("arguments, message", BAD_INPUT)
-def test_bad_input(tmp_path, arguments, message):
+#: Calls the command once for each list of arguments: its exit statuses, and what it has printed to the error stream
+CALLS = """
+import contextlib, io, json, sys
+from sb3_reinforce.__main__ import main
+
+answers = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["", *arguments]
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            answers.append([main(), ""])
+        except SystemExit as end:
+            answers.append([end.code, errors.getvalue()] if isinstance(end.code, int) else [1, end.code])
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What is said to bad input, and the folder that nothing is to be written to."""
+    out = tmp_path_factory.mktemp("answers") / "out"
+    calls = [["compare", "--out", str(out), *SMALL, "Plain-v0", *BUDGET, *arguments] for arguments, _ in BAD_INPUT]
+    output = succeed(ROOT, json.dumps(calls), program=("-W", "ignore", "-c", CALLS))
+    return json.loads(output.splitlines()[-1]), out
+
+
+@pytest.mark.parametrize("index, message", [(index, message) for index, (_, message) in enumerate(BAD_INPUT)])
+def test_bad_input(answers, index, message):
     """One line, before anything is written."""
-    status, _, errors = compare(tmp_path / "out", *SMALL, "Plain-v0", *BUDGET, *arguments)
+    status, errors = answers[0][index]
     assert status in (1, 2)
     assert message in errors and len(errors.strip().splitlines()) == 1, errors
-    assert not (tmp_path / "out").exists()
+    assert not answers[1].exists()
 
 
 def test_budgets_of_the_entries(tmp_path):
