@@ -231,12 +231,13 @@ def restore_env(env: VecEnv, state: dict[str, Any]) -> None:
             f"env has {len(normalizers)}"
         )
     for wrapper, statistics in zip(normalizers, state["normalization"], strict=True):
-        found, saved = (", ".join(map(repr, keys)) or "none" for keys in (statistics_of(wrapper), statistics["obs"]))
-        if found != saved:
+        found = statistics_of(wrapper)
+        if found.keys() != statistics["obs"].keys():
+            saved, of_env = (", ".join(map(repr, keys)) or "none" for keys in (statistics["obs"], found))
             raise ValueError(
-                f"The training state has statistics of the observations {saved}, VecNormalize of env those of {found}"
+                f"The training state has statistics of the observations {saved}, VecNormalize of env those of {of_env}"
             )
-        for key, rms in statistics_of(wrapper).items():
+        for key, rms in found.items():
             restore_rms(rms, statistics["obs"][key])
         restore_rms(wrapper.ret_rms, statistics["ret"])
         wrapper.returns = statistics["returns"]

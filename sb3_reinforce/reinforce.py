@@ -314,11 +314,11 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
         self.policy.set_training_mode(False)
         learning_rate = self.lr_schedule(self._current_progress_remaining)
-        if self.natural_gradient:
+        if self.natural_gradient:  # The optimizer does not make this step
             learning_rate = self._precondition(learning_rate)
-        elif self.target_kl is not None:
-            learning_rate *= self._kl_learning_rate_factor
-        if not self.natural_gradient:  # Whose step the optimizer does not make
+        else:
+            if self.target_kl is not None:
+                learning_rate *= self._kl_learning_rate_factor
             update_learning_rate(self.policy.optimizer, learning_rate)
         approx_kl = self._step(learning_rate)
 

@@ -24,7 +24,14 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.checkpoint import TrainingStateCallback, find_states, load_latest, load_state
+from sb3_reinforce.checkpoint import (
+    TrainingStateCallback,
+    capture_env,
+    find_states,
+    load_latest,
+    load_state,
+    restore_env,
+)
 from tests.envs import SpacesEnv
 
 DICT = spaces.Dict(vector=spaces.Box(-1, 1, (2,)), cell=spaces.Discrete(3))
@@ -349,6 +356,21 @@ def test_other_environments_and_callbacks(states):
     model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
     with pytest.raises(ValueError, match=r"with the callbacks \['TrainingStateCallback'\], this one has \[\]"):
         model.learn(200)
+
+
+def test_statistics_are_found_by_their_keys():
+    box = spaces.Box(-1, 1, (2,))
+
+    def make(keys):
+        env = SpacesEnv(spaces.Dict(a=box, b=box), box)
+        return VecNormalize(DummyVecEnv([lambda: env]), norm_obs_keys=keys)
+
+    first, second = make(["a", "b"]), make(["b", "a"])
+    first.obs_rms["a"].mean += 1
+    restore_env(second, capture_env(first))
+    assert (second.obs_rms["a"].mean == 1).all() and (second.obs_rms["b"].mean == 0).all()
+    with pytest.raises(ValueError, match="statistics of the observations 'a', 'b', VecNormalize of env those of 'a'"):
+        restore_env(make(["a"]), capture_env(first))
 
 
 def test_folder_of_another_run(states):

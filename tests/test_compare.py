@@ -360,18 +360,22 @@ for arguments in json.loads(sys.argv[1]):
         try:
             answers.append([main(), ""])
         except SystemExit as end:
-            answers.append([end.code, errors.getvalue()] if isinstance(end.code, int) else [1, end.code])
+            answers.append([end.code, errors.getvalue()] if isinstance(end.code, int) else [1, errors.getvalue() + end.code])
 print(json.dumps(answers))
 """
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What is said to bad input, and the folder that nothing is to be written to."""
-    out = tmp_path_factory.mktemp("answers") / "out"
-    calls = [["compare", "--out", str(out), *SMALL, "Plain-v0", *BUDGET, *arguments] for arguments, _ in BAD_INPUT]
-    output = succeed(ROOT, json.dumps(calls), program=("-W", "ignore", "-c", CALLS))
-    return json.loads(output.splitlines()[-1]), out
+    """What is said to bad input, and where the folder of each would be, under its number."""
+    folder = tmp_path_factory.mktemp("answers")
+    calls = [
+        ["compare", "--out", str(folder / str(index)), *SMALL, "Plain-v0", *BUDGET, *arguments]
+        for index, (arguments, _) in enumerate(BAD_INPUT)
+    ]
+    status, output, errors = run(ROOT, json.dumps(calls), program=("-W", "ignore", "-c", CALLS))
+    assert status == 0 and errors == ""
+    return json.loads(output.splitlines()[-1]), folder
 
 
 @pytest.mark.parametrize("index, message", [(index, message) for index, (_, message) in enumerate(BAD_INPUT)])
@@ -380,7 +384,7 @@ def test_bad_input(answers, index, message):
     status, errors = answers[0][index]
     assert status in (1, 2)
     assert message in errors and len(errors.strip().splitlines()) == 1, errors
-    assert not answers[1].exists()
+    assert not (answers[1] / str(index)).exists()
 
 
 def test_budgets_of_the_entries(tmp_path):

@@ -22,7 +22,7 @@ def make_model(env=None, policy="MlpPolicy", **kwargs):
 
 def raises(*parts):
     """A ValueError whose message has these parts, in this order."""
-    return pytest.raises(ValueError, match="(?s)" + ".*".join(map(re.escape, parts)))
+    return pytest.raises(ValueError, match=".*".join(map(re.escape, parts)))
 
 
 def kwargs_only(x):
@@ -119,7 +119,7 @@ def test_dict_observations_need_multi_input_policy(policy):
         (spaces.Box(-np.inf, np.inf, (1,)), ("finite lower and upper bound",)),
         (spaces.Box(np.float32([-1, -1]), np.float32([1, np.inf])), ("finite lower and upper bound",)),
         (spaces.MultiBinary([2, 3]), ("MultiBinary((2, 3))", "not supported: flatten it")),
-        (spaces.MultiDiscrete([[2, 3], [4, 5]]), ("MultiDiscrete([[2 3]", "not supported: flatten it")),
+        (spaces.MultiDiscrete([[2, 3], [4, 5]]), ("[4 5]])", "not supported: flatten it")),
     ],
     ids=lambda x: "" if isinstance(x, tuple) else str(x),
 )

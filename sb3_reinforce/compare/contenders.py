@@ -117,7 +117,7 @@ def try_out(manager: ExperimentManager, hyperparams: dict[str, Any], name: str) 
     """
     env = None
     preprocessed, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparams)
-    manager.vec_env_class = DummyVecEnv
+    manager.vec_env_class = DummyVecEnv  # In this process
     try:
         env = manager.create_envs(manager.n_envs, no_log=True)
         ALGOS[manager.algo](env=env, device="cpu", **manager._preprocess_action_noise(preprocessed, {}, env))

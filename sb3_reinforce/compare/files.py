@@ -62,7 +62,7 @@ def make_jobs(out: Path, comparison: dict[str, Any]) -> dict[Path, dict[str, Any
     jobs = {}
     trained = next(settings for settings in comparison["contenders"].values() if settings["algo"] is not None)
     # The same for all of them
-    env_kwargs = {env_id: entry.get("env_kwargs") or {} for env_id, entry in trained["hyperparams"].items()}
+    env_kwargs = {env_id: entry.get("env_kwargs") for env_id, entry in trained["hyperparams"].items()}
     common = {key: comparison[key] for key in ("n_eval_episodes", "gym_packages")}
     for contender, settings in comparison["contenders"].items():
         algo = settings["algo"]

@@ -252,9 +252,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
             return dict(saved), saved
         try:
             return super().read_hyperparameters()
-        except KeyError as error:  # RL Zoo's entry for all Atari games
-            raise ValueError(f"{self.config} has no entry {error}, which {self.env_name.gym_id} needs") from error
-        except (AttributeError, ImportError, OSError, SyntaxError, TypeError, yaml.YAMLError) as error:
+        except (AttributeError, ImportError, KeyError, OSError, SyntaxError, TypeError, yaml.YAMLError) as error:
+            if error.args == ("atari",):  # RL Zoo's entry for all its games
+                raise ValueError(f"{self.config} has no entry 'atari', which {self.env_name.gym_id} needs") from error
             raise ValueError(
                 f"--conf-file {self.config} must be a .yml file, or a .py file or module with a dictionary "
                 f"'hyperparams', of one dictionary per environment ({error!r})"
