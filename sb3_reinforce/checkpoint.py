@@ -45,6 +45,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_reinforce import distributed
+from sb3_reinforce.checks import check_number
 
 #: Changes when states of one version cannot be read by the other
 FORMAT_VERSION = 2
@@ -499,8 +500,7 @@ class TrainingStateCallback(BaseCallback):
     def __init__(self, save_freq: int, path: str | Path, keep: int = 2, name_prefix: str = "training", verbose: int = 0):
         super().__init__(verbose)
         for name, value in (("save_freq", save_freq), ("keep", keep)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer, 1 or more")
+            check_number(name, value, 1, integer=True)
         self.save_freq = save_freq
         self.path = Path(path)
         self.keep = keep

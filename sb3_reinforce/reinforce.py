@@ -23,9 +23,10 @@ from sb3_reinforce import distributed
 from sb3_reinforce.baselines import BASELINES, drop_rounding
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.checkpoint import load_latest
+from sb3_reinforce.checks import check_number
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
 from sb3_reinforce.returns import RETURNS, episode_starts, generalized_advantage, timesteps
-from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm, check_number
+from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 

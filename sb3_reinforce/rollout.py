@@ -25,6 +25,7 @@ from sb3_reinforce.checkpoint import (
     restore,
     running_statistics,
 )
+from sb3_reinforce.checks import check_finite, check_number
 
 #: Episodes per update where ``n_episodes`` is not given: one per environment, but not less than this.
 DEFAULT_N_EPISODES = 8
@@ -32,57 +33,8 @@ DEFAULT_N_EPISODES = 8
 #: Steps that a rollout buffer has room for at first.
 INITIAL_BUFFER_SIZE = 2048
 
-
 #: Arguments in which processes that train together can differ
 OWN_ARGUMENTS = {"seed", "verbose", "device", "tensorboard_log"}
-
-#: The largest finite number in single precision, in which networks compute.
-FLOAT_MAX = float(np.finfo(np.float32).max)
-
-
-def check_number(
-    name: str, value: Any, low: float, high: float = math.inf, integer: bool = False, or_else: str | None = None
-) -> None:
-    """
-    :param name: Name of the argument
-    :param value: What was given
-    :param low: Smallest value allowed
-    :param high: Largest value allowed
-    :param integer: Whether it must be an integer
-    :param or_else: What else is allowed, for the message
-    :raises ValueError: If the value is not such a number
-    """
-    kinds = (int, np.integer) if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        noun = "an integer" if integer else "a number"
-        raise ValueError(f"{name}={value!r} must be {noun} in [{low}, {high}]{f', or {or_else}' if or_else else ''}")
-
-
-def check_finite(name: str, values: VecEnvObs, n_steps: int) -> None:
-    """
-    :param name: What the values are, for the message
-    :param values: One value per environment, or a dict of them
-    :param n_steps: Step of the rollout, for the message
-    :raises ValueError: If a value is NaN or infinite in single precision, in which networks compute
-    """
-    if isinstance(values, dict):
-        for array in values.values():
-            check_finite(name, array, n_steps)
-        return
-    assert isinstance(values, np.ndarray)
-    if values.dtype.kind != "f":
-        return
-    # The quickest way to rule it out: NaN is not less than anything
-    if np.vdot(values, values) <= FLOAT_MAX:
-        return
-    finite = np.abs(values) <= FLOAT_MAX
-    if not finite.all():
-        env_idx = int(np.argwhere(~finite)[0, 0])
-        raise ValueError(
-            f"The {name} of environment {env_idx} at step {n_steps} of the rollout is not finite: "
-            f"{values[env_idx]}. Observations and rewards must be finite numbers in single precision "
-            "(VecCheckNan tells which wrapper they come from). The parameters are those from before the rollout."
-        )
 
 
 class EpisodicOnPolicyAlgorithm(OnPolicyAlgorithm):

@@ -439,7 +439,7 @@ def test_another_total(states):
 @pytest.mark.parametrize("argument", ["save_freq", "keep"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True])
 def test_bad_arguments(tmp_path, argument, value):
-    with pytest.raises(ValueError, match=f"{argument}={value!r} must be an integer, 1 or more"):
+    with pytest.raises(ValueError, match=rf"^{argument}={value!r} must be an integer in \[1, inf\]$"):
         TrainingStateCallback(**{"save_freq": 1, "path": tmp_path, argument: value})
 
 

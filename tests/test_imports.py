@@ -11,6 +11,7 @@ PACKAGE = Path(sb3_reinforce.__file__).parent
 
 # A module may only import from those with a lower rank; a new module needs one
 RANKS = {
+    "checks": 0,
     "distributed": 0,
     "returns": 0,
     "baselines": 1,

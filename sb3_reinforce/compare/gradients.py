@@ -18,11 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.func import functional_call, vjp, vmap
 
 from sb3_reinforce.baselines import BASELINES, drop_rounding
+from sb3_reinforce.checks import check_number
 from sb3_reinforce.compare.contenders import check_env
 from sb3_reinforce.compare.plots import plot_gradients
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.returns import RETURNS, timesteps
-from sb3_reinforce.rollout import check_number
 
 #: A return and a baseline
 Estimator = tuple[str, str | None]

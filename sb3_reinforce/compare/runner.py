@@ -24,6 +24,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.live import Live
 from rich.table import Table
 
+from sb3_reinforce.checks import check_number
 from sb3_reinforce.compare.contenders import check_env, parse_contender, resolve
 from sb3_reinforce.compare.files import (
     COMPARISON,
@@ -38,7 +39,6 @@ from sb3_reinforce.compare.files import (
 )
 from sb3_reinforce.compare.references import REFERENCES, evaluate_reference
 from sb3_reinforce.compare.report import write_report
-from sb3_reinforce.rollout import check_number
 from sb3_reinforce.zoo import register
 
 #: Seconds to wait for the scheduler of a cluster

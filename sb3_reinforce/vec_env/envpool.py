@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_reinforce.rollout import check_number
+from sb3_reinforce.checks import check_number
 
 Settings: TypeAlias = dict[str, Any]
 
