@@ -1,5 +1,5 @@
-from collections.abc import Hashable, Iterator
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -9,35 +9,102 @@ from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
-from sb3_reinforce.distributed import by_rank, on_first, rank
+from sb3_reinforce.parallel.processes import by_rank, on_first, rank
 
 
 class EpisodeRolloutBufferSamples(NamedTuple):
     """
-    :param observations: Observations, shape ``(n_steps, *obs_shape)``, or a dict of them
-    :param actions: Actions as the policy sampled them (before clipping), shape ``(n_steps, action_dim)``
-    :param advantages: What multiplies the gradient of the log-probability, shape ``(n_steps,)``
-    :param returns: Targets of the critic, shape ``(n_steps,)``
+    Some steps of a batch, shape ``(n_steps, ...)``, or whole episodes that are padded to the length of the longest one,
+    shape ``(n_episodes, max_length, ...)``.
+
+    :param observations: Observations, or a dict of them
+    :param actions: Actions as the policy sampled them (before clipping), in the form that distributions take
+    :param advantages: Factors of the gradients of the log-probabilities
+    :param targets: Targets of the critic
+    :param mask: Whether a step is one of the episode (padding is not), ``None`` where nothing is padded
     """
 
     observations: th.Tensor | TensorDict
-    actions: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
+    actions: th.Tensor | None = None
+    advantages: th.Tensor | None = None
+    targets: th.Tensor | None = None
+    mask: th.Tensor | None = None
 
 
-class Episode(NamedTuple):
+class Episode:
     """
-    How an episode of the batch ended.
+    An episode of the batch.
 
     :param env_idx: Index of its environment
     :param truncated: Whether a time limit cut it off
-    :param terminal_observation: What the environment showed after its last step, if the critic is to judge it
+    :param terminal_observation: Observation after its last step, ``None`` if the environment does not give it
     """
 
-    env_idx: int
-    truncated: bool
-    terminal_observation: np.ndarray | dict[str, np.ndarray] | None
+    def __init__(
+        self,
+        env_idx: int,
+        truncated: bool = False,
+        terminal_observation: np.ndarray | dict[str, np.ndarray] | None = None,
+    ):
+        self.env_idx = env_idx
+        self.truncated = truncated
+        self.terminal_observation = terminal_observation
+        # Set when the rollout is over
+        self._buffer: EpisodeRolloutBuffer | None = None
+        self._steps = slice(0)
+
+    def _bind(self, buffer: "EpisodeRolloutBuffer", steps: slice) -> None:
+        self._buffer, self._steps = buffer, steps
+
+    def _rows(self) -> tuple["EpisodeRolloutBuffer", np.ndarray]:
+        if self._buffer is None:
+            raise RuntimeError("The steps of an episode are known at the end of the rollout (on_rollout_end)")
+        return self._buffer, self._buffer.rows[self._steps]
+
+    def __len__(self) -> int:
+        return len(self._rows()[1])
+
+    @property
+    def observations(self) -> np.ndarray | dict[str, np.ndarray]:
+        """Observations that were acted on, shape ``(n_steps, *obs_shape)``, or a dict of them."""
+        buffer, rows = self._rows()
+        return buffer.observations_of(rows)
+
+    @property
+    def actions(self) -> np.ndarray:
+        """Actions as the policy sampled them (before clipping), shape ``(n_steps, action_dim)``."""
+        buffer, rows = self._rows()
+        return buffer.column("action", rows)
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """Rewards, shape ``(n_steps,)``."""
+        buffer, rows = self._rows()
+        return buffer.column("reward", rows)
+
+    @property
+    def infos(self) -> list[dict[str, Any]]:
+        """Infos of each step: the ``info_keywords`` of the buffer."""
+        buffer, rows = self._rows()
+        return buffer.infos_of(rows)
+
+
+class Chunks:
+    """
+    The batch in parts, so that memory does not grow with the batch. It can be iterated over again and again.
+
+    :param buffer: Finished buffer
+    :param size: Number of steps of a part
+    """
+
+    def __init__(self, buffer: "EpisodeRolloutBuffer", size: int):
+        self._buffer, self._size = buffer, size
+
+    def __len__(self) -> int:
+        return -(-self._buffer.n_steps // self._size)
+
+    def __iter__(self) -> Iterator[EpisodeRolloutBufferSamples]:
+        return self._buffer.get(self._size)
 
 
 class EpisodeRolloutBuffer(BaseBuffer):
@@ -46,9 +113,13 @@ class EpisodeRolloutBuffer(BaseBuffer):
 
     Steps are stored in the order in which they arrive, in arrays that double when they are full and that are kept from
     one rollout to the next: memory is proportional to the steps of the largest batch. :meth:`finish` tells the episodes
-    apart. From there on ``rewards``, ``advantages`` and ``returns``, of shape ``(n_steps,)``, hold the episodes end to
-    end, and ``lengths`` and ``episodes``, of length ``n_episodes``, describe them in the same order. ``total_episodes`` and
-    ``total_steps`` count those of all processes (:mod:`sb3_reinforce.distributed`).
+    apart. From there on ``observations``, ``actions``, ``rewards``, ``episode_starts`` and, after the update,
+    ``advantages``, ``returns`` (of the estimator) and ``targets`` (of the critic), of shape ``(n_steps, ...)``, hold the
+    episodes end to end. ``lengths`` and ``episodes``, of length ``n_episodes``, describe them in the same order.
+    ``total_episodes``, ``total_steps`` and ``max_length`` are those of all processes (:mod:`sb3_reinforce.parallel`).
+
+    A callback sees the episodes one by one at the end of a rollout: ``for episode in rollout_buffer.episodes:
+    episode.observations, episode.actions, episode.rewards, episode.terminal_observation, episode.infos``.
 
     :param buffer_size: Number of steps to make room for at first
     :param observation_space: Observation space
@@ -57,15 +128,18 @@ class EpisodeRolloutBuffer(BaseBuffer):
     :param gae_lambda: Not used, SB3 passes it: the formulas are in :mod:`sb3_reinforce.returns`
     :param gamma: Not used, likewise
     :param n_envs: Number of parallel environments
+    :param info_keywords: Keys of the infos to keep for each step
     """
 
-    rewards: np.ndarray
     advantages: np.ndarray
     returns: np.ndarray
+    targets: np.ndarray
+    rewards: np.ndarray
     lengths: np.ndarray
     episodes: list[Episode]
     total_episodes: int
     total_steps: int
+    max_length: int
 
     def __init__(
         self,
@@ -76,11 +150,13 @@ class EpisodeRolloutBuffer(BaseBuffer):
         gae_lambda: float = 1,
         gamma: float = 0.99,
         n_envs: int = 1,
+        info_keywords: Sequence[str] = (),
     ):
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.info_keywords = tuple(info_keywords)
         # As in SB3's vectorized environments: one array per key, and the key is None if the space is not a dict
         self._obs_keys, obs_shapes, obs_dtypes = obs_space_info(observation_space)
-        # What is sampled for a Box is in single precision, whatever the precision of the space
+        # Samples of a Box are in single precision, whatever the precision of the space
         action_dtype = np.float32 if isinstance(action_space, spaces.Box) else action_space.dtype
         # All are columns of one table, so that they grow together
         self._columns: dict[Hashable, np.ndarray] = {
@@ -99,31 +175,46 @@ class EpisodeRolloutBuffer(BaseBuffer):
         """Forget the steps, keep the memory."""
         super().reset()
         self.episodes = []
+        self._infos: list[dict[str, Any]] = []
+        self._last_step = slice(0)
         self._order: np.ndarray | None = None
 
-    def add(self, obs: VecEnvObs, action: np.ndarray, reward: np.ndarray, done: np.ndarray, env_indices: np.ndarray) -> None:
+    def add(self, obs: VecEnvObs, action: np.ndarray, env_indices: np.ndarray) -> None:  # type: ignore[override]
         """
-        Store one step of some of the environments.
+        Store how some of the environments go on. The outcome follows after the step (:meth:`add_outcome`): a vectorized
+        environment may reuse the array of the observations for the next ones.
 
-        :param obs: Observations that were acted on, shape ``(n_envs, *obs_shape)``, or a dict of them
+        :param obs: Observations that are acted on, shape ``(n_envs, *obs_shape)``, or a dict of them
         :param action: Actions as the policy sampled them, shape ``(n_envs, *action_shape)``
-        :param reward: Rewards, shape ``(n_envs,)``
-        :param done: Whether the step ended the episode, shape ``(n_envs,)``
         :param env_indices: The environments whose step is stored, in ascending order, shape ``(n_stored,)``
         """
         start, self.pos = self.pos, self.pos + len(env_indices)
         if self.pos > self.buffer_size:
             self._grow()
         columns, rows = self._columns, slice(start, self.pos)
+        self._last_step, self._stored = rows, env_indices
         columns["env_idx"][rows] = env_indices
-        if len(env_indices) < len(reward):
+        if len(env_indices) < len(action):
             obs = {key: array[env_indices] for key, array in obs.items()} if isinstance(obs, dict) else obs[env_indices]
-            action, reward, done = action[env_indices], reward[env_indices], done[env_indices]
+            action = action[env_indices]
         for key in self._obs_keys:
             columns["obs", key][rows] = obs if key is None else obs[key]  # type: ignore[call-overload]
-        columns["action"][rows] = action.reshape(len(reward), -1)
-        columns["reward"][rows] = reward
-        columns["done"][rows] = done
+        columns["action"][rows] = action.reshape(len(env_indices), -1)
+
+    def add_outcome(self, reward: np.ndarray, done: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """
+        Store the outcome of the step whose observations and actions were stored last.
+
+        :param reward: Rewards, shape ``(n_envs,)``
+        :param done: Whether the step ended the episode, shape ``(n_envs,)``
+        :param infos: Infos, of length ``n_envs``
+        """
+        if len(self._stored) < len(reward):
+            reward, done = reward[self._stored], done[self._stored]
+        self._columns["reward"][self._last_step] = reward
+        self._columns["done"][self._last_step] = done
+        if self.info_keywords:
+            self._infos += [{key: infos[i][key] for key in self.info_keywords if key in infos[i]} for i in self._stored]
 
     def _grow(self) -> None:
         self.buffer_size = max(2 * self.buffer_size, self.pos)
@@ -136,14 +227,14 @@ class EpisodeRolloutBuffer(BaseBuffer):
         """
         Say how the episode ended whose last step was stored just now.
 
-        :param episode: Its environment, and how it ended
+        :param episode: The episode
         """
         self.episodes.append(episode)
 
     def finish(self, discard_truncated: bool = False) -> None:
         """
         Put the episodes end to end: those of the first environment in the order of time, those of the second, ... All
-        processes have to call it.
+        processes have to call this.
 
         :param discard_truncated: Leave out the episodes that a time limit cut off
         """
@@ -157,12 +248,65 @@ class EpisodeRolloutBuffer(BaseBuffer):
             self._order = self._order[np.repeat(kept, self.lengths)]
             self.lengths = self.lengths[kept]
             self.episodes = [episode for episode in self.episodes if not episode.truncated]
-        counts = by_rank([self.n_episodes, self.n_steps]).astype(int)
-        self.total_episodes, self.total_steps = counts.sum(axis=0)
+        for episode, end, length in zip(self.episodes, np.cumsum(self.lengths), self.lengths, strict=True):
+            episode._bind(self, slice(end - length, end))
+        counts = by_rank([self.n_episodes, self.n_steps, self.lengths.max(initial=0)]).astype(int)
+        self.total_episodes, self.total_steps, _ = counts.sum(axis=0)
+        self.max_length = counts[:, 2].max()
         self._first_step = counts[: rank(), 1].sum()
-        self.rewards = self._columns["reward"][self._order]
-        self.advantages = np.zeros_like(self.rewards)
-        self.returns = np.zeros_like(self.rewards)
+        self.rewards = self.column("reward", self._order)
+        self.advantages = self.returns = self.targets = np.zeros_like(self.rewards)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Where the steps of the batch are stored, episode by episode (before :meth:`finish`: as they arrived)."""
+        return np.arange(self.pos) if self._order is None else self._order
+
+    def column(self, key: Hashable, rows: np.ndarray) -> np.ndarray:
+        """
+        Take some rows of a column.
+
+        :param key: Name of the column
+        :param rows: Rows, see :attr:`rows`
+        :return: Their values, a copy
+        """
+        return self._columns[key][rows]
+
+    def observations_of(self, rows: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
+        """
+        Take the observations of some rows.
+
+        :param rows: Rows, see :attr:`rows`
+        :return: Observations, or a dict of them
+        """
+        arrays = {key: self.column(("obs", key), rows) for key in self._obs_keys}
+        return dict_to_obs(self.observation_space, arrays)  # type: ignore[arg-type, return-value]
+
+    def infos_of(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """
+        Take the infos of some rows.
+
+        :param rows: Rows, see :attr:`rows`
+        :return: The ``info_keywords`` of each
+        """
+        return [self._infos[row] for row in rows] if self._infos else [{} for _ in rows]
+
+    @property
+    def observations(self) -> np.ndarray | dict[str, np.ndarray]:
+        """Observations of the batch, shape ``(n_steps, *obs_shape)``, or a dict of them."""
+        return self.observations_of(self.rows)
+
+    @property
+    def actions(self) -> np.ndarray:
+        """Actions of the batch as the policy sampled them, shape ``(n_steps, action_dim)``."""
+        return self.column("action", self.rows)
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """Whether a step of the batch is the first of its episode, shape ``(n_steps,)``."""
+        starts = np.zeros(self.n_steps, dtype=bool)
+        starts[np.cumsum(self.lengths) - self.lengths] = True
+        return starts
 
     @property
     def n_episodes(self) -> int:
@@ -173,6 +317,15 @@ class EpisodeRolloutBuffer(BaseBuffer):
     def n_steps(self) -> int:
         """Number of steps in the batch."""
         return self.pos if self._order is None else len(self._order)
+
+    def chunks(self, size: int) -> Chunks:
+        """
+        Divide the finished batch into parts of so many steps.
+
+        :param size: Number of steps of a part
+        :return: The parts
+        """
+        return Chunks(self, size)
 
     def get(self, batch_size: int | None = None) -> Iterator[EpisodeRolloutBufferSamples]:
         """
@@ -199,13 +352,46 @@ class EpisodeRolloutBuffer(BaseBuffer):
             minibatch = permutation[start : start + batch_size]
             yield self._get_samples(minibatch[(0 <= minibatch) & (minibatch < self.n_steps)]), len(minibatch)
 
+    def get_episodes(self, n_episodes: int | None = None) -> Iterator[EpisodeRolloutBufferSamples]:
+        """
+        Iterate over whole episodes of the finished batch, padded to the length of the longest one of the sample.
+
+        :param n_episodes: Number of episodes per sample, ``None`` for all at once
+        :return: Samples of shape ``(n_episodes, max_length, ...)``. Padding repeats the last step of the episode
+        """
+        assert self._order is not None, "finish() comes first"
+        ends = np.cumsum(self.lengths)
+        for first in range(0, self.n_episodes, n_episodes or self.n_episodes):
+            chosen = slice(first, first + (n_episodes or self.n_episodes))
+            starts, lengths = (ends - self.lengths)[chosen, None], self.lengths[chosen, None]
+            time = np.arange(lengths.max())
+            samples = self._get_samples(starts + np.minimum(time, lengths - 1))
+            yield samples._replace(mask=self.to_torch(time < lengths, copy=False))
+
     def _get_samples(self, batch_inds: np.ndarray | slice) -> EpisodeRolloutBufferSamples:  # type: ignore[override]
         assert self._order is not None
         rows = self._order[batch_inds]
-        observations = {key: self.to_torch(self._columns["obs", key][rows], copy=False) for key in self._obs_keys}
+        observations = {key: self.to_torch(self.column(("obs", key), rows), copy=False) for key in self._obs_keys}
+        actions = self.to_torch(self.column("action", rows), copy=False)
+        # Distributions of vectors want floats, the one of integers wants those
+        actions = actions[..., 0] if isinstance(self.action_space, spaces.Discrete) else actions.float()
         return EpisodeRolloutBufferSamples(
             observations=dict_to_obs(self.observation_space, observations),  # type: ignore[arg-type]
-            actions=self.to_torch(self._columns["action"][rows], copy=False),
+            actions=actions,
             advantages=self.to_torch(self.advantages[batch_inds], copy=False),
-            returns=self.to_torch(self.returns[batch_inds], copy=False),
+            targets=self.to_torch(self.targets[batch_inds], copy=False),
         )
+
+    def last_observation(self, episode: Episode) -> EpisodeRolloutBufferSamples:
+        """
+        Make a sample of the observation after the last step of an episode.
+
+        :param episode: An episode with a ``terminal_observation``
+        :return: A sample of one step, which holds nothing but the observation
+        """
+        observation: Any = episode.terminal_observation
+        arrays = observation if isinstance(observation, dict) else {None: observation}
+        tensors = {
+            key: self.to_torch(np.asarray(arrays[key])[None].astype(self._columns["obs", key].dtype)) for key in self._obs_keys
+        }
+        return EpisodeRolloutBufferSamples(dict_to_obs(self.observation_space, tensors))  # type: ignore[arg-type]

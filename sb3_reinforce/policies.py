@@ -17,6 +17,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_reinforce.batch_policy import BatchMethods
+
 
 class TwoTrunkExtractor(MlpExtractor):
     """
@@ -37,7 +39,7 @@ class TwoTrunkExtractor(MlpExtractor):
         return th.cat([self.policy_net(features), self.std_net(features)], dim=1)
 
 
-class ReinforcePolicy(ActorCriticPolicy):
+class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
     """
     SB3's ``ActorCriticPolicy``, whose Gaussian can have a standard deviation that depends on the observation:
     ``std = softplus(head(latent)) + min_std``, the policy of Gymnasium's tutorial "Training using REINFORCE for Mujoco".

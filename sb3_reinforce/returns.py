@@ -12,7 +12,7 @@ import numpy as np
 
 def episode_starts(lengths: np.ndarray) -> np.ndarray:
     """
-    Index of the first step of each episode: ``lengths=[2, 3]`` gives ``[0, 2]``.
+    Find the first step of each episode: ``lengths=[2, 3]`` gives ``[0, 2]``.
 
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :return: Indices into the steps of the batch, shape ``(n_episodes,)``
@@ -22,7 +22,7 @@ def episode_starts(lengths: np.ndarray) -> np.ndarray:
 
 def timesteps(lengths: np.ndarray) -> np.ndarray:
     """
-    Index of each step within its episode: ``lengths=[2, 3]`` gives ``[0, 1, 0, 1, 2]``.
+    Count the steps within each episode: ``lengths=[2, 3]`` gives ``[0, 1, 0, 1, 2]``.
 
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :return: Time of each step, counted from 0 at the start of its episode, shape ``(n_steps,)``
@@ -32,7 +32,7 @@ def timesteps(lengths: np.ndarray) -> np.ndarray:
 
 def discounted_cumsum(x: np.ndarray, lengths: np.ndarray, discount: float) -> np.ndarray:
     """
-    Discounted sum of what is still to come in the episode, ``y[t] = x[t] + discount * y[t + 1]``:
+    Add up, with a discount, the rest of the episode from each step on, ``y[t] = x[t] + discount * y[t + 1]``:
     ``x=[1, 1, 1], lengths=[3], discount=0.5`` gives ``[1.75, 1.5, 1]``.
 
     :param x: Values of the steps, shape ``(n_steps,)``
@@ -53,7 +53,7 @@ def discounted_cumsum(x: np.ndarray, lengths: np.ndarray, discount: float) -> np
 
 def reward_to_go(rewards: np.ndarray, lengths: np.ndarray, gamma: float, last_values: np.ndarray | None = None) -> np.ndarray:
     """
-    What a step can still influence: ``R_t = sum_{k >= t} gamma^(k - t) r_k``, plus ``gamma^(T - t) V(s_T)``
+    Compute the return from each step on, which the action of the step can influence: ``R_t = sum_{k >= t} gamma^(k - t) r_k``, plus ``gamma^(T - t) V(s_T)``
     for an episode of length ``T`` that a time limit cut off.
 
     Source: Sutton & Barto, Reinforcement Learning: An Introduction, 2nd ed., eq. 3.8 and section 13.3.
@@ -75,7 +75,7 @@ def episode_return(
     rewards: np.ndarray, lengths: np.ndarray, gamma: float, last_values: np.ndarray | None = None
 ) -> np.ndarray:
     """
-    The return of the whole episode at each of its steps: ``R_t = sum_{k >= 0} gamma^k r_k``.
+    Compute the return of the whole episode, for each of its steps: ``R_t = sum_{k >= 0} gamma^k r_k``.
 
     Source: Williams, Simple statistical gradient-following algorithms for connectionist reinforcement learning,
     Machine Learning 8, 1992, theorem 2 (episodic REINFORCE). Parameters as in :func:`reward_to_go`.
@@ -90,7 +90,7 @@ def mean_reward_to_go(
     rewards: np.ndarray, lengths: np.ndarray, gamma: float, last_values: np.ndarray | None = None
 ) -> np.ndarray:
     """
-    The mean over the episode of its rewards-to-go, at each of its steps: ``R_t = 1/T sum_k R^togo_k``.
+    Compute the mean of the rewards-to-go of the episode, for each of its steps: ``R_t = 1/T sum_k R^togo_k``.
     Its loss is the mean log-probability of an episode times the sum of its rewards-to-go, which is what an earlier
     version of Gymnasium's tutorial "Training using REINFORCE for Mujoco" published. It is *not* an unbiased estimator
     of the policy gradient. Parameters as in :func:`reward_to_go`.
@@ -111,7 +111,7 @@ def generalized_advantage(
     last_values: np.ndarray | None = None,
 ) -> np.ndarray:
     """
-    Generalized advantage estimate ``A_t = sum_{k >= t} (gamma * lambda)^(k - t) delta_k`` of the temporal differences
+    Compute the generalized advantage estimate ``A_t = sum_{k >= t} (gamma * lambda)^(k - t) delta_k`` of the temporal differences
     ``delta_k = r_k + gamma V(s_{k+1}) - V(s_k)``. With ``gae_lambda=1`` it is :func:`reward_to_go` minus ``values``.
 
     Source: Schulman et al., https://arxiv.org/abs/1506.02438, eq. 16.

@@ -1,4 +1,3 @@
-import difflib
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from sb3_reinforce.checks import check_number
+from sb3_reinforce.checks import check_number, closest
 
 Settings: TypeAlias = dict[str, Any]
 
@@ -54,15 +53,6 @@ def ignore_lowered_precision() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*precision lowered", UserWarning)
         yield
-
-
-def closest(name: str, names: Sequence[str]) -> str:
-    """
-    :param name: What was given
-    :param names: What is allowed
-    :return: The name that is most like it
-    """
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
 
 
 class EnvPoolVecEnv(VecEnv):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -27,7 +27,9 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 def timeout() -> timedelta:
     """
-    :return: How long a process waits for the others, which can be evaluating: ``SB3_REINFORCE_TIMEOUT`` seconds, or 600
+    Read how long a process waits for the others, which can be evaluating.
+
+    :return: ``SB3_REINFORCE_TIMEOUT`` seconds, or 600
     :raises ValueError: If this is not a number
     """
     seconds = os.environ.get("SB3_REINFORCE_TIMEOUT", "600")
@@ -72,10 +74,10 @@ def leave() -> None:
 
 def new_store() -> "tuple[dist.Store, int, int]":
     """
-    The store of ``torchrun`` remembers the addresses of the processes from before a restart, and some would connect to them
+    Make a store through which the processes find each other. That of ``torchrun`` remembers the addresses of the processes from before a restart, and some would connect to them
     (https://github.com/pytorch/pytorch/issues/135712): it only tells where process 0 has a new one.
 
-    :return: A store through which the processes find each other, the rank of this one, and how many there are
+    :return: The store, the rank of this process, and how many there are
     :raises RuntimeError: If there is none in time
     """
     shared, number, total = next(dist.rendezvous("env://", timeout=timeout()))
@@ -99,6 +101,8 @@ def new_store() -> "tuple[dist.Store, int, int]":
 
 def world_size() -> int:
     """
+    Count the processes that train together.
+
     :return: Number of processes
     """
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -106,7 +110,9 @@ def world_size() -> int:
 
 def rank() -> int:
     """
-    :return: Which of the processes this one is, from 0; number 0 is the one that logs, evaluates and saves
+    Tell which of the processes this one is.
+
+    :return: Number from 0; process 0 is the one that logs, evaluates and saves
     """
     return dist.get_rank() if world_size() > 1 else 0
 
@@ -114,6 +120,8 @@ def rank() -> int:
 @contextmanager
 def waiting_for_others() -> Iterator[None]:
     """
+    Explain the error of a process that has lost the others.
+
     :raises RuntimeError: If another process is gone, or does not answer in time
     """
     try:
@@ -127,6 +135,8 @@ def waiting_for_others() -> Iterator[None]:
 
 def all_sum(values: Any) -> np.ndarray:
     """
+    Add up numbers over the processes.
+
     :param values: Numbers, as many in every process
     :return: Their sums over the processes, in double precision
     """
@@ -135,6 +145,8 @@ def all_sum(values: Any) -> np.ndarray:
 
 def all_max(values: Any) -> np.ndarray:
     """
+    Take the maxima of numbers over the processes.
+
     :param values: Numbers, as many in every process
     :return: Their maxima over the processes, in double precision
     """
@@ -152,6 +164,8 @@ def _all_reduce(values: Any, operation: str) -> np.ndarray:
 
 def by_rank(values: Sequence[float]) -> np.ndarray:
     """
+    Collect the numbers of all processes.
+
     :param values: Numbers, as many in every process
     :return: Those of each process, in double precision, shape ``(world_size, n_values)``
     """
@@ -162,8 +176,10 @@ def by_rank(values: Sequence[float]) -> np.ndarray:
 
 def mean_and_var(values: np.ndarray) -> tuple[float, float]:
     """
+    Compute mean and variance of the values of all processes.
+
     :param values: Values of this process, any number of them
-    :return: Mean and variance of those of all processes
+    :return: Mean and variance
     """
     mean = values.mean() if len(values) else 0.0
     deviations = values - mean
@@ -196,6 +212,8 @@ def merge_statistics(rms: RunningMeanStd, before: RunningMeanStd) -> None:
 
 def gather(value: T) -> list[T]:
     """
+    Collect an object of each process.
+
     :param value: Something that can be pickled
     :return: That of each process, in the order of their ranks
     """
@@ -242,24 +260,77 @@ def broadcast(tensors: Iterable[th.Tensor]) -> None:
                 dist.broadcast(tensor, src=0)
 
 
-def all_sum_gradients(parameters: Sequence[th.nn.Parameter], loss: float = 0.0) -> float:
+def all_sum_tensors(tensors: Sequence[th.Tensor | None], like: Sequence[th.Tensor] | None = None) -> list[th.Tensor | None]:
     """
-    Sum the gradients over the processes, in one message. A parameter without one is one whose gradient is zero, if another
-    process has it, and stays without if none has.
+    Add up tensors over the processes, in one message. ``None`` is zero where another process has a tensor, and stays
+    ``None`` where no process has one.
 
-    :param parameters: Parameters, the same in every process
-    :param loss: A number to sum along with them
-    :return: Its sum
+    :param tensors: Tensors, as many in every process
+    :param like: Tensors of the same shapes, needed where some are ``None``
+    :return: Their sums
     """
     if world_size() == 1:
-        return loss
-    device = parameters[0].device
-    gradients = [th.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    extra = th.tensor([loss, *(p.grad is not None for p in parameters)], device=device)
-    packed = th.cat([extra, *(gradient.flatten() for gradient in gradients)])
+        return list(tensors)
+    shapes = tensors if like is None else like
+    filled = [th.zeros_like(shape) if tensor is None else tensor for tensor, shape in zip(tensors, shapes, strict=True)]  # type: ignore[arg-type]
+    present = th.tensor([float(tensor is not None) for tensor in tensors], device=filled[0].device)
+    packed = th.cat([present, *(tensor.flatten() for tensor in filled)])
     with waiting_for_others():
         dist.all_reduce(packed)
-    extra, *parts = packed.split([len(extra), *(p.numel() for p in parameters)])
-    for parameter, part, count in zip(parameters, parts, extra[1:].tolist(), strict=True):
-        parameter.grad = part.view_as(parameter) if count else None
-    return extra[0].item()
+    counts, *parts = packed.split([len(tensors), *(tensor.numel() for tensor in filled)])
+    return [
+        part.view_as(tensor) if count else None for part, tensor, count in zip(parts, filled, counts.tolist(), strict=True)
+    ]
+
+
+class Counts(NamedTuple):
+    """
+    How far the rollouts of all processes are.
+
+    :param timesteps: Time steps since the start of the rollout
+    :param steps: Steps in the rollout buffers
+    :param episodes: Episodes in the rollout buffers
+    :param is_stopped: Whether a callback stops one of the processes
+    """
+
+    timesteps: int
+    steps: int
+    episodes: int
+    is_stopped: bool
+
+
+class SharedRollout:
+    """
+    Tell the processes what they need of each other's rollouts: when to stop, steps, episodes, running statistics.
+
+    :param statistics: Running statistics of the environments, the same in every process at the start of the rollout
+    """
+
+    def __init__(self, statistics: Sequence[RunningMeanStd]):
+        self._statistics = statistics
+        self._before = [rms.copy() for rms in statistics]
+        #: Infos of the episodes of this process
+        self.episode_infos: list[dict[str, Any]] = []
+
+    def meet(self, n_timesteps: int, n_steps: int, n_episodes: int, is_stopped: bool) -> Counts:
+        """
+        Wait for the other processes, at the end of a round of episodes or when a callback stops this one.
+
+        :param n_timesteps: Time steps of this process since the start of the rollout
+        :param n_steps: Steps in its rollout buffer
+        :param n_episodes: Episodes in its rollout buffer
+        :param is_stopped: Whether a callback stops it
+        :return: The sums over the processes
+        """
+        timesteps, steps, episodes, stopped = all_sum([n_timesteps, n_steps, n_episodes, is_stopped]).astype(int).tolist()
+        return Counts(timesteps, steps, episodes, stopped > 0)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """
+        Let the running statistics be those of what all processes have seen.
+
+        :return: Infos of the episodes of the other processes
+        """
+        for rms, before in zip(self._statistics, self._before, strict=True):
+            merge_statistics(rms, before)
+        return [info for process, infos in enumerate(gather(self.episode_infos)) if process != rank() for info in infos]

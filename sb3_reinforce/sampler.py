@@ -1,8 +1,9 @@
 """
-The actor's step: from observations to sampled actions.
+From observations to sampled actions.
 
-Deciding one action through PyTorch costs several times what a small network needs to be computed. For a policy of plain
-layers :class:`FastActor` does so in NumPy, on the memory of the policy's own parameters.
+To sample one action through PyTorch costs several times what a small network needs to be computed. For a policy of plain
+layers :class:`NumpySampler` samples in NumPy, on the memory of the policy's own parameters; :class:`TorchSampler` asks
+the policy. Both are called in the same way.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,14 +12,21 @@ from typing import Any, TypeAlias, TypeGuard
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from scipy.special import expit
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from torch import nn
 
+from sb3_reinforce.batch_policy import batch_policy
+from sb3_reinforce.buffers import EpisodeRolloutBufferSamples
 from sb3_reinforce.policies import ReinforcePolicy, TwoTrunkExtractor
+
+#: A function of observations of shape ``(n_envs, *obs_shape)`` that gives actions of shape ``(n_envs, *action_shape)``
+Sampler: TypeAlias = Callable[[VecEnvObs], np.ndarray]
 
 #: A function of an array, which may write its result into the second one
 Function: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -36,17 +44,19 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Any], Function]] = {
     nn.ELU: lambda module: lambda x, _: np.where(x > 0, x, module.alpha * np.expm1(np.minimum(x, 0))),
     nn.LeakyReLU: lambda module: lambda x, _: np.where(x > 0, x, module.negative_slope * x),
     nn.ReLU: lambda module: lambda x, out: np.maximum(x, 0, out=out),
-    nn.Sigmoid: lambda module: lambda x, _: 1 / (1 + np.exp(-x)),
-    nn.SiLU: lambda module: lambda x, _: x / (1 + np.exp(-x)),
+    nn.Sigmoid: lambda module: lambda x, out: expit(x, out=out),
+    nn.SiLU: lambda module: lambda x, _: x * expit(x),
     nn.Tanh: lambda module: np.tanh,
 }
 
 
 def to_layers(modules: list[nn.Module]) -> list[Layer] | None:
     """
-    :param modules: The modules of a network, in their order
-    :return: What they do, on the memory of their parameters; ``None`` if they are others than linear layers, each with
-        one of the known activations or none
+    View the layers of a network as NumPy arrays, on the memory of their parameters.
+
+    :param modules: The modules of the network, in their order
+    :return: The layers; ``None`` if there are modules other than linear layers, each with one of the known activations or
+        none
     """
     layers: list[Layer] = []
     for module in modules:
@@ -62,7 +72,9 @@ def to_layers(modules: list[nn.Module]) -> list[Layer] | None:
 
 def forward(layers: list[Layer], x: np.ndarray) -> np.ndarray:
     """
-    :param layers: Layers of a network
+    Compute the output of a network.
+
+    :param layers: Layers of the network
     :param x: Its input, shape ``(n_envs, n_features)``
     :return: Its output
     """
@@ -76,22 +88,28 @@ def forward(layers: list[Layer], x: np.ndarray) -> np.ndarray:
 
 def gumbel_(tensor: th.Tensor) -> th.Tensor:
     """
+    Draw Gumbel noise.
+
     :param tensor: Memory
-    :return: Gumbel noise: the largest logit with noise is a sample of the categorical distribution
+    :return: The memory, filled with noise: the largest logit with noise is a sample of the categorical distribution
     """
     return tensor.exponential_().log_().neg_()
 
 
 def logistic_(tensor: th.Tensor) -> th.Tensor:
     """
+    Draw logistic noise.
+
     :param tensor: Memory
-    :return: Logistic noise: a logit is positive with noise as often as a Bernoulli variable is one
+    :return: The memory, filled with noise: a logit is positive with noise as often as a Bernoulli variable is one
     """
     return tensor.uniform_().logit_()
 
 
 def networks(policy: ReinforcePolicy) -> tuple[list[nn.Module], list[nn.Module]]:
     """
+    List the modules of the actor.
+
     :param policy: A policy
     :return: The modules that make the mean (or the logits) of the observations, and those that make the standard
         deviation, if it depends on the observations
@@ -106,8 +124,10 @@ def networks(policy: ReinforcePolicy) -> tuple[list[nn.Module], list[nn.Module]]
 
 def is_plain(policy: ActorCriticPolicy) -> TypeGuard[ReinforcePolicy]:
     """
+    Tell whether NumPy can sample the actions of a policy.
+
     :param policy: A policy
-    :return: Whether :class:`FastActor` does what this policy does: Box observations other than images, layers that it
+    :return: Whether :class:`NumpySampler` does what this policy does: Box observations other than images, layers that it
         knows, on the CPU
     """
     return (
@@ -122,9 +142,28 @@ def is_plain(policy: ActorCriticPolicy) -> TypeGuard[ReinforcePolicy]:
     )
 
 
-class FastActor:
+class TorchSampler:
     """
-    Samples actions as the policy does, on the memory of its parameters: when they change, so does the next action.
+    Sample actions with PyTorch, from any policy.
+
+    :param policy: A policy
+    :param n_envs: Number of environments
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, n_envs: int):
+        self.policy = policy
+        self._actions_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
+
+    def __call__(self, obs: VecEnvObs) -> np.ndarray:
+        batch = EpisodeRolloutBufferSamples(obs_as_tensor(obs, self.policy.device))  # type: ignore[arg-type]
+        with th.no_grad():
+            actions = batch_policy(self.policy).distribution(batch).get_actions()
+        return actions.cpu().numpy().reshape(self._actions_shape)
+
+
+class NumpySampler:
+    """
+    Sample actions with NumPy, on the memory of the policy's parameters: when they change, so does the next action.
 
     The noise comes from PyTorch's global generator, but in blocks: these are other actions than those which the policy
     would sample. With gSDE they are the same, as the policy holds the noise.
@@ -137,13 +176,14 @@ class FastActor:
         self.policy = policy
         self.n_envs = n_envs
         space = policy.action_space
-        samplers: dict[type[spaces.Space], tuple[Callable[[np.ndarray], np.ndarray], Callable[[th.Tensor], th.Tensor]]] = {
+        samplers: dict[Any, tuple[Callable[[np.ndarray], np.ndarray], Callable[[th.Tensor], th.Tensor]]] = {
             spaces.Box: (self._sample_gaussian, th.Tensor.normal_),
             spaces.Discrete: (self._sample_categorical, gumbel_),
             spaces.MultiDiscrete: (self._sample_multi_categorical, gumbel_),
             spaces.MultiBinary: (self._sample_bernoulli, logistic_),
         }
-        self._sample, self._draw = samplers[type(space)]
+        # A subclass of a space is sampled as the space
+        self._sample, self._draw = next(sampler for kind, sampler in samplers.items() if isinstance(space, kind))
         if policy.use_sde:
             self._sample = self._sample_sde
         self._splits: Any = np.cumsum(space.nvec)[:-1] if isinstance(space, spaces.MultiDiscrete) else []
@@ -164,10 +204,6 @@ class FastActor:
         self._pointers = list(map(DATA_PTR, self._parameters))
 
     def __call__(self, obs: VecEnvObs) -> np.ndarray:
-        """
-        :param obs: Observations, shape ``(n_envs, *obs_shape)``
-        :return: Sampled actions, shape ``(n_envs, *action_shape)``
-        """
         # Most changes of parameters are made in place. Some give them other memory
         if list(map(DATA_PTR, self._parameters)) != self._pointers:
             self._bind()
@@ -176,6 +212,8 @@ class FastActor:
 
     def _noise(self) -> Iterator[np.ndarray]:
         """
+        Draw noise, a block at a time.
+
         :return: Independent noise for one step after the other, shape ``(n_envs, size)``
         """
         while True:
@@ -217,3 +255,32 @@ class FastActor:
         logits = forward(self._mean, obs)
         logits += self._next_noise()
         return (logits > 0).astype(np.float32)
+
+
+def make_sampler(policy: ActorCriticPolicy, n_envs: int) -> Sampler:
+    """
+    Choose the fastest sampler that does what a policy does.
+
+    :param policy: A policy
+    :param n_envs: Number of environments
+    :return: The sampler
+    """
+    return NumpySampler(policy, n_envs) if is_plain(policy) else TorchSampler(policy, n_envs)
+
+
+def reset_noise(policy: ActorCriticPolicy, env_indices: np.ndarray, n_envs: int) -> None:
+    """
+    Draw new noise for the gSDE of some environments.
+
+    :param policy: A policy with gSDE
+    :param env_indices: Indices of the environments
+    :param n_envs: Number of environments
+    """
+    distribution = policy.action_dist
+    assert isinstance(distribution, StateDependentNoiseDistribution)
+    kept = distribution.exploration_matrices
+    with th.no_grad():  # Sampled noise has no part in the gradient
+        policy.reset_noise(n_envs)
+    if len(env_indices) < n_envs == len(kept):
+        chosen = th.from_numpy(np.isin(np.arange(n_envs), env_indices)).to(kept.device)[:, None, None]
+        distribution.exploration_matrices = th.where(chosen, distribution.exploration_matrices, kept)
