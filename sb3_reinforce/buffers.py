@@ -33,7 +33,7 @@ class EpisodeRolloutBufferSamples(NamedTuple):
 
 class Episode:
     """
-    An episode of the batch.
+    An episode of the batch. Its steps can be read from the end of the rollout to the start of the next one.
 
     :param env_idx: Index of its environment
     :param truncated: Whether a time limit cut it off
@@ -58,7 +58,9 @@ class Episode:
 
     def _rows(self) -> tuple["EpisodeRolloutBuffer", np.ndarray]:
         if self._buffer is None:
-            raise RuntimeError("The steps of an episode are known at the end of the rollout (on_rollout_end)")
+            raise RuntimeError(
+                "The steps of an episode are known from the end of its rollout to the start of the next one: copy them"
+            )
         return self._buffer, self._buffer.rows[self._steps]
 
     def __len__(self) -> int:
@@ -174,6 +176,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
     def reset(self) -> None:
         """Forget the steps, keep the memory."""
         super().reset()
+        for episode in getattr(self, "episodes", ()):  # Whoever has kept one is not to get the steps of another
+            episode._buffer = None
         self.episodes = []
         self._infos: list[dict[str, Any]] = []
         self._last_step = slice(0)

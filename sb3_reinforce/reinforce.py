@@ -407,29 +407,27 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         """
         policy, total_steps = batch_policy(self.policy), self.rollout_buffer.total_steps
         target_kl = None if self.target_kl is None else self._scheduled("target_kl")
-        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        length = self.lr_schedule(self._current_progress_remaining)
+        if target_kl is not None and not self.natural_gradient:  # Whose step has its own length each time
+            length *= self._kl_learning_rate_factor
+        name = "step_length" if self.natural_gradient else "learning_rate"
         if gradient.is_zero:  # The momentum of older gradients is not to move a solved policy
-            return {"approx_kl": 0.0}
+            return {name: length, "approx_kl": 0.0}
         with PolicyStep(policy, gradient.parameters, self.policy.optimizer, chunks, total_steps) as step:
             if self.natural_gradient:
                 product = fisher_vector_product(policy, gradient.parameters, chunks, total_steps, self.cg_damping)
                 direction, curvature = natural_gradient(gradient.gradient, product, self.cg_max_steps)
-                has_target = target_kl is not None and curvature > 0
-                length = math.sqrt(2 * target_kl / curvature) if has_target else learning_rate  # type: ignore[operator]
+                if target_kl is not None and curvature > 0:
+                    length = math.sqrt(2 * target_kl / curvature)
                 step.move(direction, length)
-                metrics = {"step_length": length}
             else:
-                learning_rate *= 1.0 if target_kl is None else self._kl_learning_rate_factor
-                step.optimize(gradient.gradient, learning_rate)
-                metrics = {"learning_rate": learning_rate}
+                step.optimize(gradient.gradient, length)
             if target_kl is None:
-                return metrics | {"approx_kl": step.kl()}
+                return {name: length, "approx_kl": step.kl()}
             approx_kl, share = step.backtrack(2 * target_kl)
-            if not self.natural_gradient:  # Whose step has its own length each time
-                self._kl_learning_rate_factor = adapt_learning_rate(
-                    self._kl_learning_rate_factor, approx_kl, target_kl, share
-                )
-            return metrics | {"approx_kl": approx_kl}
+        if not self.natural_gradient:
+            self._kl_learning_rate_factor = adapt_learning_rate(self._kl_learning_rate_factor, approx_kl, target_kl, share)
+        return {name: length, "approx_kl": approx_kl}
 
     def learn(
         self: SelfREINFORCE,

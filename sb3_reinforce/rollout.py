@@ -28,8 +28,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
     The base for on-policy algorithms that learn from whole episodes, in one process or in several
     (:mod:`sb3_reinforce.parallel`).
 
-    A rollout starts from a reset of all environments and collects a fixed number of episodes from each of them
-    (:class:`~sb3_reinforce.quota.EpisodeQuota`).
+    A rollout starts with the start of an episode in all environments and collects a fixed number of episodes from each of
+    them (:class:`~sb3_reinforce.quota.EpisodeQuota`).
 
     :param n_episodes: Number of episodes per rollout, over all environments (of all processes). ``None``: 8, or one per
         environment if there are more.
@@ -40,6 +40,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
     """
 
     rollout_buffer: EpisodeRolloutBuffer  # type: ignore[assignment]
+
+    #: Number of time steps at the start of the rollout
+    _rollout_start = 0
 
     #: Which environments still owe episodes to the rollout. Callbacks can go by ``quota.owing``
     quota: EpisodeQuota | None = None
@@ -103,8 +106,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         super().set_env(env, force_reset=True)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout can go far beyond the total, and a schedule must not be asked for what comes after its end
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+        # The progress at the start of the rollout: its end can be far beyond the total, for which a schedule has no value, and
+        # a call of learn that is one rollout long would see nothing but the end of its schedules
+        super()._update_current_progress_remaining(self._rollout_start, total_timesteps)
 
     def _make_quota(self, n_envs: int) -> EpisodeQuota:
         first_env, total_envs = self.locate_envs(n_envs)
@@ -174,7 +178,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         # Nothing random comes before this hook: training states are saved and restored there
         self.between_updates(callback)
 
-        # Start from a reset
+        # Start an episode everywhere. Where the last step of the rollout before has started them, no other reset uses up a start
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         self.quota = quota = self._make_quota(env.num_envs)
@@ -183,8 +187,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         sample = make_sampler(self.policy, env.num_envs)
         # Some environments can be left alone when they have met their quota, unless their repetitions enter the statistics
         step_only = None if statistics else getattr(env.unwrapped, "step_only", None)
-        n_steps, n_timesteps, n_stepped, first_timestep = 0, 0, env.num_envs, self.num_timesteps
-        obs = env.reset()
+        n_steps, n_timesteps, n_stepped, self._rollout_start = 0, 0, env.num_envs, self.num_timesteps
+        obs, self._last_obs = env.reset() if self._last_obs is None else self._last_obs, None
 
         while True:
             # Sample actions. They are stored before the step, in which some environments overwrite the observations
@@ -218,7 +222,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             # The processes meet when their quotas are met, or when a callback stops one of them
             if quota.is_met or is_stopped:
                 counts = shared.meet(n_timesteps, rollout_buffer.n_steps, rollout_buffer.n_episodes, is_stopped)
-                self.num_timesteps = first_timestep + counts.timesteps
+                self.num_timesteps = self._rollout_start + counts.timesteps
                 is_stopped = counts.is_stopped
                 if is_stopped or counts.steps >= self.min_steps:
                     break
@@ -239,6 +243,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.logger.record("rollout/steps", counts.steps)
         self.logger.record("rollout/surplus_steps", counts.timesteps - counts.steps)
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
+        if dones.all():  # SB3's vectorized environments have started the next episode everywhere
+            self._last_obs = new_obs  # type: ignore[assignment]
 
         callback.update_locals(locals())
 

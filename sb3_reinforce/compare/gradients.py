@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch as th
-from gymnasium import spaces
 from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.func import functional_call, vjp, vmap
 
-from sb3_reinforce.baselines import BASELINES, drop_rounding
+from sb3_reinforce.advantages import compute_advantages, weights
+from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.batch_policy import batch_policy
+from sb3_reinforce.buffers import EpisodeRolloutBufferSamples
 from sb3_reinforce.checks import check_number
 from sb3_reinforce.compare.contenders import check_env
 from sb3_reinforce.compare.plots import plot_gradients
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.returns import RETURNS, timesteps
+from sb3_reinforce.returns import RETURNS
 
 #: A return and a baseline
 Estimator = tuple[str, str | None]
@@ -43,7 +45,7 @@ COLUMNS = ("returns", "baseline", "n_episodes", "n_batches", "variance", "snr", 
 
 class LogProb(th.nn.Module):
     """
-    A policy's log-probability of actions, as a function of its parameters.
+    A policy's log-probability of the actions of a batch, as a function of its parameters.
 
     :param policy: The policy
     """
@@ -52,8 +54,8 @@ class LogProb(th.nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        return self.policy.get_distribution(observations).log_prob(actions)
+    def forward(self, batch: EpisodeRolloutBufferSamples) -> th.Tensor:
+        return batch_policy(self.policy).distribution(batch).log_prob(batch.actions)  # type: ignore[arg-type]
 
 
 def collect(model: REINFORCE, n_episodes: int) -> None:
@@ -77,80 +79,54 @@ def fit_critic(model: REINFORCE, n_episodes: int) -> None:
     :param n_episodes: Number of episodes
     """
     collect(model, n_episodes)
-    model.baseline, model.returns, model.n_value_epochs = "value", "reward_to_go", N_VALUE_EPOCHS
-    model._compute_advantages()
-    model._fit_value()
-
-
-def advantages(
-    estimator: Estimator,
-    rewards: np.ndarray,
-    lengths: np.ndarray,
-    values: np.ndarray,
-    last_values: np.ndarray,
-    gamma: float,
-    discount_states: bool,
-) -> np.ndarray:
-    """
-    What multiplies the gradients of the log-probabilities in ``g = 1/N sum_i sum_t w_t grad log pi_it (R_it - b_it)``.
-
-    :param estimator: Return and baseline
-    :param rewards: Rewards of the episodes of a batch, end to end, shape ``(n_steps,)``
-    :param lengths: Their lengths, shape ``(n_episodes,)``
-    :param values: The critic's values of the observations, shape ``(n_steps,)``
-    :param last_values: What comes after the last step of each episode, shape ``(n_episodes,)``
-    :param gamma: Discount factor
-    :param discount_states: Whether ``w_t`` is ``gamma^t``
-    :return: Advantages, shape ``(n_steps,)``
-    """
-    name, baseline = estimator
-    returns = RETURNS[name](rewards, lengths, gamma, last_values)
-    advantages = returns.copy()
-    if baseline is not None:
-        advantages -= values if baseline == "value" else BASELINES[baseline](returns, lengths)
-    drop_rounding(advantages, returns)
-    return advantages * gamma ** timesteps(lengths) if discount_states else advantages
+    buffer = model.rollout_buffer
+    buffer.targets = RETURNS["reward_to_go"](buffer.rewards, buffer.lengths, model.gamma).astype(np.float32)
+    model.critic.fit(buffer, N_VALUE_EPOCHS, model.value_batch_size, FloatSchedule(model.value_learning_rate)(1.0))
 
 
 def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Estimator] = ESTIMATORS) -> Iterator[np.ndarray]:
     """
-    Gradient estimates of independent batches of the episodes in the rollout buffer of a model. One forward pass per
-    episode, and one backward pass that ``torch.func`` vectorizes over the estimators.
+    Compute the gradient estimates of independent batches of the episodes in the rollout buffer of a model. One forward pass
+    per episode, and one backward pass that ``torch.func`` vectorizes over the estimators.
 
     :param model: The model
     :param n_episodes: Number of episodes per batch
     :param estimators: Returns and baselines
     :return: For each batch its gradients, shape ``(n_estimators, n_parameters)``, in double precision
     """
-    buffer = model.rollout_buffer
+    buffer, critic = model.rollout_buffer, model.critic
     ends = np.cumsum(buffer.lengths)
     starts = ends - buffer.lengths
-    batch = next(buffer.get())
-    actions = batch.actions.flatten() if isinstance(model.action_space, spaces.Discrete) else batch.actions.float()
-    values = np.concatenate([model._predict_values(part.observations) for part in buffer.get(model._chunk_size)])
-    last_values = model._last_values()
+    values = critic.predict(buffer.chunks(2**13))
+    last_values = critic.predict_last(buffer) if model.time_limit == "bootstrap" else np.zeros(buffer.n_episodes)
     log_prob = LogProb(model.policy)
-    parameters = {name: p.detach() for name, p in log_prob.named_parameters() if ".value_net" not in name}
+    of_critic = {id(parameter) for parameter in critic.parameters}
+    parameters = {name: p.detach() for name, p in log_prob.named_parameters() if id(p) not in of_critic}
 
     def pull_back(steps: slice, cotangents: np.ndarray) -> np.ndarray:
-        whole: Any = batch.observations
-        observations = {key: value[steps] for key, value in whole.items()} if isinstance(whole, dict) else whole[steps]
-        _, function, *_ = vjp(lambda p: functional_call(log_prob, p, (observations, actions[steps])), parameters)
+        batch = buffer._get_samples(steps)
+        _, function, *_ = vjp(lambda p: functional_call(log_prob, p, (batch,)), parameters)
         (pulled,) = vmap(function)(th.as_tensor(cotangents, dtype=th.float32, device=model.device))
         return th.cat([pulled[name].flatten(1) for name in parameters], dim=1).double().cpu().numpy()
 
     for first in range(0, buffer.n_episodes - n_episodes + 1, n_episodes):
         episodes = np.arange(first, first + n_episodes)
         offset, steps = starts[first], slice(starts[first], ends[episodes[-1]])
-        data = (buffer.rewards[steps], buffer.lengths[episodes], values[steps], last_values[episodes])
-        weights = np.stack([advantages(e, *data, model.gamma, model.discount_states) for e in estimators])
-        pulled = [pull_back(slice(starts[i], ends[i]), weights[:, starts[i] - offset : ends[i] - offset]) for i in episodes]
+        rewards, lengths = buffer.rewards[steps], buffer.lengths[episodes]
+        factors = []
+        for returns, baseline in estimators:
+            estimate = compute_advantages(
+                rewards, lengths, model.gamma, returns, baseline, values[steps], last_values[episodes]
+            )
+            factors.append(weights(estimate, lengths, len(rewards), discount=model.gamma if model.discount_states else 1.0))
+        rows = np.stack(factors)
+        pulled = [pull_back(slice(starts[i], ends[i]), rows[:, starts[i] - offset : ends[i] - offset]) for i in episodes]
         yield np.sum(pulled, axis=0) / n_episodes
 
 
 def quality(gradients: Iterable[np.ndarray], n_episodes: int) -> dict[str, np.ndarray]:
     """
-    With ``g_b`` the gradients of ``B`` independent batches of ``n`` episodes, ``G`` their expectation:
+    Measure the quality of gradient estimates. With ``g_b`` the gradients of ``B`` independent batches of ``n`` episodes, ``G`` their expectation:
 
     * ``variance``: trace of the covariance of ``g_b``, the mean squared distance from ``G``
     * ``snr``: ``|G|^2 / variance``, with the unbiased estimate ``|mean g_b|^2 - variance / B`` of ``|G|^2``; NaN where
@@ -192,6 +168,8 @@ def quality(gradients: Iterable[np.ndarray], n_episodes: int) -> dict[str, np.nd
 
 def measure(model: REINFORCE, batch_sizes: Sequence[int]) -> pd.DataFrame:
     """
+    Measure the quality of all estimators on the episodes in the rollout buffer of a model.
+
     :param model: A model with episodes in its rollout buffer
     :param batch_sizes: Numbers of episodes per batch
     :return: One row per estimator and number of episodes, with the columns :data:`COLUMNS`
@@ -203,6 +181,8 @@ def measure(model: REINFORCE, batch_sizes: Sequence[int]) -> pd.DataFrame:
 
 def make_env(model_path: Path | None, env_id: str, seed: int) -> VecEnv:
     """
+    Make the environment of a model.
+
     :param model_path: Model in a log folder of RL Zoo, whose wrappers and normalization are used, or elsewhere
     :param env_id: Id of an environment
     :param seed: Seed
@@ -219,7 +199,9 @@ def make_env(model_path: Path | None, env_id: str, seed: int) -> VecEnv:
 
 def report(table: pd.DataFrame, title: str) -> str:
     """
-    :param table: What was measured
+    Write the report.
+
+    :param table: Result of :func:`measure`
     :param title: First lines
     :return: The report, in Markdown
     """
@@ -276,12 +258,11 @@ def gradients(
         raise ValueError("--model or --env is required")
     env_id = env_id or model_path.stem  # type: ignore[union-attr]
     check_env(env_id)
+    check_number("n_episodes", n_episodes, 4, integer=True)
     for size in batch_sizes:
         check_number("batch_sizes", size, 2, n_episodes // 2, integer=True)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out} must be a folder, or a path where one can be made: {error}") from error
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} must be a folder, or a path where one can be made")
     env = make_env(model_path, env_id, seed)
     if model_path is None:
         model = REINFORCE("MlpPolicy", env, seed=seed)
@@ -289,6 +270,10 @@ def gradients(
         model = REINFORCE.load(model_path, env=env, seed=seed)
     if model.time_limit == "discard":
         raise ValueError("time_limit='discard' leaves out episodes: the numbers per batch would not be those asked for")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out} must be a folder, or a path where one can be made: {error}") from error
     has_critic = model.baseline == "value"
     if not has_critic:
         fit_critic(model, n_episodes)

@@ -79,7 +79,8 @@ class Recorder(BaseCallback):
         dones = self.locals.get("dones")
         if dones is not None and np.count_nonzero(dones):
             # REINFORCE says which environments it learns from: the others' episodes are short ones
-            for env_idx in self.locals.get("watched", range(len(dones))):
+            quota = getattr(self.model, "quota", None)
+            for env_idx in range(len(dones)) if quota is None else quota.owing:
                 record = self.locals["infos"][env_idx].get("episode") if dones[env_idx] else None
                 if record:  # Not where a wrapper ends an episode at a lost life
                     self.episodes.append((self.num_timesteps, self.seconds, float(record["r"]), int(record["l"])))

@@ -59,18 +59,18 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def between_updates(self, callback: BaseCallback) -> None:
         """
-        Go on from a training state, if there is one, or else save one, where a callback wants it. A rollout that begins with
-        a saved or restored state starts from a reset.
+        Go on from a training state, if there is one, or else save one, where a callback wants it. The rollout then starts
+        from a reset: the state of environments that have started an episode is out of reach.
 
         :param callback: The callback that training calls
         """
         if self._state_to_restore is not None:
             restore(self, callback, self._state_to_restore)
-            self._state_to_restore = None
+            self._state_to_restore = self._last_obs = None
             return
-        for child in all_callbacks(callback):
-            if isinstance(child, TrainingStateCallback):
-                child.on_update_end(callback)
+        savers = [child for child in all_callbacks(callback) if isinstance(child, TrainingStateCallback)]
+        if any([saver.on_update_end(callback) for saver in savers]):
+            self._last_obs = None
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_state_to_restore"]
