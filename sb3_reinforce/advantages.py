@@ -21,12 +21,16 @@ class Advantages(NamedTuple):
     :param baseline: Baseline ``b``
     :param advantages: ``R - b``, where ``R`` is the Monte-Carlo return, or with ``gae_lambda`` below 1 the lambda-return
     :param targets: Targets of the critic
+    :param mean: Mean of the advantages of all processes
+    :param var: Variance of the advantages of all processes
     """
 
     returns: np.ndarray
     baseline: np.ndarray
     advantages: np.ndarray
     targets: np.ndarray
+    mean: float
+    var: float
 
 
 def compute_advantages(
@@ -65,7 +69,8 @@ def compute_advantages(
         horizon = int(all_max(lengths.max(initial=0)))
         sums = all_sum(BASELINES[baseline].sums(monte_carlo, lengths, horizon))
         b = BASELINES[baseline].values(monte_carlo, lengths, sums)
-    return Advantages(monte_carlo, b, (targets if gae_lambda < 1 else monte_carlo) - b, targets)
+    advantages = (targets if gae_lambda < 1 else monte_carlo) - b
+    return Advantages(monte_carlo, b, advantages, targets, *mean_and_var(advantages))
 
 
 def describe(estimate: Advantages, lengths: np.ndarray, baseline: str | None) -> dict[str, float]:
@@ -79,8 +84,7 @@ def describe(estimate: Advantages, lengths: np.ndarray, baseline: str | None) ->
         of the targets that the baseline explains
     """
     total, n_episodes = all_sum([estimate.returns[episode_starts(lengths)].sum(), len(lengths)])
-    _, var = mean_and_var(estimate.advantages)
-    found = {"return_mean": float(total / n_episodes), "advantage_std": math.sqrt(var)}
+    found = {"return_mean": float(total / n_episodes), "advantage_std": math.sqrt(estimate.var)}
     if baseline is not None:
         _, target_var = mean_and_var(estimate.targets)
         _, error_var = mean_and_var(estimate.targets - estimate.baseline)
@@ -105,7 +109,7 @@ def weights(
     factors = estimate.advantages.copy()
     normalize = normalize and total_steps > 1
     if normalize:
-        factors -= mean_and_var(factors)[0]
+        factors -= estimate.mean
     # Equal returns differ by rounding: whitening and Adam would turn the rounding into a whole step
     smallest = ROUNDING * all_max(np.abs(estimate.returns).max(initial=0))
     factors[(-smallest <= factors) & (factors <= smallest)] = 0.0

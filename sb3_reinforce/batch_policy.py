@@ -8,7 +8,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_reinforce.buffers import EpisodeRolloutBufferSamples
+from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 
 
 class BatchPolicy(Protocol):

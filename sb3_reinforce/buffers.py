@@ -1,112 +1,15 @@
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
+from sb3_reinforce.batch import Chunks, Episode, EpisodeRolloutBufferSamples
 from sb3_reinforce.parallel.processes import by_rank, on_first, rank
-
-
-class EpisodeRolloutBufferSamples(NamedTuple):
-    """
-    Some steps of a batch, shape ``(n_steps, ...)``, or whole episodes that are padded to the length of the longest one,
-    shape ``(n_episodes, max_length, ...)``.
-
-    :param observations: Observations, or a dict of them
-    :param actions: Actions as the policy sampled them (before clipping), in the form that distributions take
-    :param advantages: Factors of the gradients of the log-probabilities
-    :param targets: Targets of the critic
-    :param mask: Whether a step is one of the episode (padding is not), ``None`` where nothing is padded
-    """
-
-    observations: th.Tensor | TensorDict
-    actions: th.Tensor | None = None
-    advantages: th.Tensor | None = None
-    targets: th.Tensor | None = None
-    mask: th.Tensor | None = None
-
-
-class Episode:
-    """
-    An episode of the batch. Its steps can be read from the end of the rollout to the start of the next one.
-
-    :param env_idx: Index of its environment
-    :param truncated: Whether a time limit cut it off
-    :param terminal_observation: Observation after its last step, ``None`` if the environment does not give it
-    """
-
-    def __init__(
-        self,
-        env_idx: int,
-        truncated: bool = False,
-        terminal_observation: np.ndarray | dict[str, np.ndarray] | None = None,
-    ):
-        self.env_idx = env_idx
-        self.truncated = truncated
-        self.terminal_observation = terminal_observation
-        # Set when the rollout is over
-        self._buffer: EpisodeRolloutBuffer | None = None
-        self._steps = slice(0)
-
-    def _bind(self, buffer: "EpisodeRolloutBuffer", steps: slice) -> None:
-        self._buffer, self._steps = buffer, steps
-
-    def _rows(self) -> tuple["EpisodeRolloutBuffer", np.ndarray]:
-        if self._buffer is None:
-            raise RuntimeError(
-                "The steps of an episode are known from the end of its rollout to the start of the next one: copy them"
-            )
-        return self._buffer, self._buffer.rows[self._steps]
-
-    def __len__(self) -> int:
-        return len(self._rows()[1])
-
-    @property
-    def observations(self) -> np.ndarray | dict[str, np.ndarray]:
-        """Observations that were acted on, shape ``(n_steps, *obs_shape)``, or a dict of them."""
-        buffer, rows = self._rows()
-        return buffer.observations_of(rows)
-
-    @property
-    def actions(self) -> np.ndarray:
-        """Actions as the policy sampled them (before clipping), shape ``(n_steps, action_dim)``."""
-        buffer, rows = self._rows()
-        return buffer.column("action", rows)
-
-    @property
-    def rewards(self) -> np.ndarray:
-        """Rewards, shape ``(n_steps,)``."""
-        buffer, rows = self._rows()
-        return buffer.column("reward", rows)
-
-    @property
-    def infos(self) -> list[dict[str, Any]]:
-        """Infos of each step: the ``info_keywords`` of the buffer."""
-        buffer, rows = self._rows()
-        return buffer.infos_of(rows)
-
-
-class Chunks:
-    """
-    The batch in parts, so that memory does not grow with the batch. It can be iterated over again and again.
-
-    :param buffer: Finished buffer
-    :param size: Number of steps of a part
-    """
-
-    def __init__(self, buffer: "EpisodeRolloutBuffer", size: int):
-        self._buffer, self._size = buffer, size
-
-    def __len__(self) -> int:
-        return -(-self._buffer.n_steps // self._size)
-
-    def __iter__(self) -> Iterator[EpisodeRolloutBufferSamples]:
-        return self._buffer.get(self._size)
 
 
 class EpisodeRolloutBuffer(BaseBuffer):
@@ -183,7 +86,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
         self._last_step = slice(0)
         self._order: np.ndarray | None = None
 
-    def add(self, obs: VecEnvObs, action: np.ndarray, env_indices: np.ndarray) -> None:  # type: ignore[override]
+    def add(self, obs: VecEnvObs, action: np.ndarray, env_indices: np.ndarray) -> None:
         """
         Store how some of the environments go on. The outcome follows after the step (:meth:`add_outcome`): a vectorized
         environment may reuse the array of the observations for the next ones.
@@ -259,7 +162,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
         self.max_length = counts[:, 2].max()
         self._first_step = counts[: rank(), 1].sum()
         self.rewards = self.column("reward", self._order)
-        self.advantages = self.returns = self.targets = np.zeros_like(self.rewards)
+        # Unknown until the update, which a callback that changes the rewards comes before
+        self.advantages = self.returns = self.targets = np.full_like(self.rewards, np.nan)
 
     @property
     def rows(self) -> np.ndarray:
@@ -284,7 +188,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
         :return: Observations, or a dict of them
         """
         arrays = {key: self.column(("obs", key), rows) for key in self._obs_keys}
-        return dict_to_obs(self.observation_space, arrays)  # type: ignore[arg-type, return-value]
+        return dict_to_obs(self.observation_space, arrays)  # type: ignore[return-value]
 
     def infos_of(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """

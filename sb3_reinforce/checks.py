@@ -10,6 +10,8 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -86,7 +88,7 @@ def check_number(
     :raises ValueError: If the value is not such a number
     """
     kind = Integral if integer else Real
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high or math.isinf(value):
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high or math.isinf(value):
         noun = "an integer" if integer else "a number"
         upper = f"{high}]" if math.isfinite(high) else "inf)"
         raise ValueError(f"{name}={value!r} must be {noun} in [{low}, {upper}{f', or {or_else}' if or_else else ''}")
@@ -105,6 +107,22 @@ def check_schedule(name: str, value: Any, low: float = 0.0, or_none: bool = Fals
     if not callable(value) and not (or_none and value is None):
         or_else = f"a function of the progress remaining{', or None' if or_none else ''}"
         check_number(name, value, low, or_else=or_else)
+
+
+def evaluate(name: str, value: float | Schedule, progress: float) -> float:
+    """
+    Evaluate an argument that can be a schedule.
+
+    :param name: Name of the argument
+    :param value: Its value
+    :param progress: Progress remaining, from 1 to 0
+    :return: Its value at this time of the training
+    :raises ValueError: If this is negative or not finite
+    """
+    now = FloatSchedule(value)(progress)
+    if not 0 <= now < math.inf:
+        raise ValueError(f"{name}={now} must be in [0, inf) (progress {progress:g})")
+    return now
 
 
 def check_finite(name: str, values: VecEnvObs, n_steps: int) -> None:

@@ -11,8 +11,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.utils import update_learning_rate
 from torch.nn import functional as F
 
+from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 from sb3_reinforce.batch_policy import batch_policy, critic_parameters
-from sb3_reinforce.buffers import EpisodeRolloutBuffer, EpisodeRolloutBufferSamples
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.parallel.processes import all_sum_tensors, mean_and_var
 
 
@@ -102,7 +103,7 @@ class Critic:
                 loss = F.mse_loss(policy.values(batch), (batch.targets - mean) / std, reduction="sum") / size
                 gradients = th.autograd.grad(loss, parameters, allow_unused=True) if parameters else []
                 total_loss, *summed = all_sum_tensors([loss.detach(), *gradients])
-                losses.append(float(total_loss))
+                losses.append(float(total_loss))  # type: ignore[arg-type]
                 sizes.append(size)
                 if not math.isfinite(losses[-1]):
                     self._restore(parameters, *before)

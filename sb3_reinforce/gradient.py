@@ -8,8 +8,8 @@ import torch as th
 from stable_baselines3.common.distributions import DiagGaussianDistribution, StateDependentNoiseDistribution
 from torch import nn
 
+from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 from sb3_reinforce.batch_policy import BatchPolicy
-from sb3_reinforce.buffers import EpisodeRolloutBufferSamples
 from sb3_reinforce.parallel.processes import all_sum, all_sum_tensors
 
 #: Distributions that have a standard deviation to log

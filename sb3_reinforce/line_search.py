@@ -11,8 +11,8 @@ import torch as th
 from stable_baselines3.common.distributions import kl_divergence
 from torch import nn
 
+from sb3_reinforce.batch import Chunks
 from sb3_reinforce.batch_policy import BatchPolicy
-from sb3_reinforce.buffers import Chunks
 from sb3_reinforce.parallel.processes import all_sum
 
 #: A step that is still too long after so many halvings is not made at all.
@@ -68,9 +68,7 @@ class PolicyStep:
     def __enter__(self) -> "PolicyStep":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._optimizer.zero_grad()
         if kind is not None:
             self.undo()

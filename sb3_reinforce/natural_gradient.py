@@ -8,8 +8,8 @@ import torch as th
 from stable_baselines3.common.distributions import kl_divergence
 from torch import nn
 
+from sb3_reinforce.batch import Chunks
 from sb3_reinforce.batch_policy import BatchPolicy
-from sb3_reinforce.buffers import Chunks
 from sb3_reinforce.parallel.processes import all_sum
 
 

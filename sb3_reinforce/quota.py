@@ -17,6 +17,9 @@ class EpisodeQuota:
     :param total_envs: Number of environments of all processes, ``None`` for ``n_envs``
     """
 
+    #: No environment
+    NONE = np.zeros(0, dtype=int)
+
     #: Indices of the environments that still owe episodes, in ascending order
     owing: np.ndarray
 

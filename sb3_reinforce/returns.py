@@ -53,8 +53,8 @@ def discounted_cumsum(x: np.ndarray, lengths: np.ndarray, discount: float) -> np
 
 def reward_to_go(rewards: np.ndarray, lengths: np.ndarray, gamma: float, last_values: np.ndarray | None = None) -> np.ndarray:
     """
-    Compute the return from each step on, which the action of the step can influence: ``R_t = sum_{k >= t} gamma^(k - t) r_k``, plus ``gamma^(T - t) V(s_T)``
-    for an episode of length ``T`` that a time limit cut off.
+    Compute the return from each step on, which its action can influence: ``R_t = sum_{k >= t} gamma^(k - t) r_k``, plus
+    ``gamma^(T - t) V(s_T)`` for an episode of length ``T`` that a time limit cut off.
 
     Source: Sutton & Barto, Reinforcement Learning: An Introduction, 2nd ed., eq. 3.8 and section 13.3.
 
@@ -111,8 +111,8 @@ def generalized_advantage(
     last_values: np.ndarray | None = None,
 ) -> np.ndarray:
     """
-    Compute the generalized advantage estimate ``A_t = sum_{k >= t} (gamma * lambda)^(k - t) delta_k`` of the temporal differences
-    ``delta_k = r_k + gamma V(s_{k+1}) - V(s_k)``. With ``gae_lambda=1`` it is :func:`reward_to_go` minus ``values``.
+    Compute the generalized advantage estimate ``A_t = sum_{k >= t} (gamma * lambda)^(k - t) delta_k`` of the temporal
+    differences ``delta_k = r_k + gamma V(s_{k+1}) - V(s_k)``. With ``gae_lambda=1`` it is :func:`reward_to_go` minus ``values``.
 
     Source: Schulman et al., https://arxiv.org/abs/1506.02438, eq. 16.
 

@@ -7,7 +7,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_reinforce.buffers import Episode, EpisodeRolloutBuffer
+from sb3_reinforce.batch import Episode
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.checks import check_finite
 from sb3_reinforce.parallel.algorithm import DataParallelAlgorithm
 from sb3_reinforce.parallel.processes import SharedRollout
@@ -178,7 +179,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         # Nothing random comes before this hook: training states are saved and restored there
         self.between_updates(callback)
 
-        # Start an episode everywhere. Where the last step of the rollout before has started them, no other reset uses up a start
+        # Start an episode everywhere, unless the last step of the rollout before did: no hidden reset is to use up a start
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         self.quota = quota = self._make_quota(env.num_envs)
@@ -211,7 +212,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
 
             # Store the outcome. Most steps end no episode
             n_steps += 1
-            finished = quota.finish(dones, n_steps) if not is_stopped and np.count_nonzero(dones) else ()
+            finished = quota.finish(dones, n_steps) if not is_stopped and np.count_nonzero(dones) else quota.NONE
             if not is_stopped:
                 check_finite("reward", rewards, n_steps - 1)
                 rollout_buffer.add_outcome(rewards, dones, infos)

@@ -21,8 +21,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from torch import nn
 
+from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 from sb3_reinforce.batch_policy import batch_policy
-from sb3_reinforce.buffers import EpisodeRolloutBufferSamples
 from sb3_reinforce.policies import ReinforcePolicy, TwoTrunkExtractor
 
 #: A function of observations of shape ``(n_envs, *obs_shape)`` that gives actions of shape ``(n_envs, *action_shape)``

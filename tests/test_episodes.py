@@ -114,6 +114,8 @@ def test_names_of_sb3():
 
     class Check(Keep):
         def check(self, buffer):
+            buffer.episodes[1].rewards[:] = 7.0
+            assert (buffer.rewards[3:6] == 7).all()
             for name in ("observations", "actions", "rewards"):
                 parts = np.concatenate([getattr(episode, name) for episode in buffer.episodes])
                 np.testing.assert_array_equal(getattr(buffer, name), parts)

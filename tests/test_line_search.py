@@ -63,7 +63,9 @@ def test_first_step_is_taken_back_with_the_state_of_the_optimizer(monkeypatch):
     assert model.policy.optimizer.state_dict()["state"] == {}
 
 
-@pytest.mark.parametrize("value", [np.inf, -1.0, np.nan, lambda progress: np.inf, lambda progress: np.nan, lambda progress: -1])
+@pytest.mark.parametrize(
+    "value", [np.inf, -1.0, np.nan, lambda progress: np.inf, lambda progress: np.nan, lambda progress: -1]
+)
 @pytest.mark.parametrize("name", ["target_kl", "value_learning_rate"])
 def test_targets_are_finite(name, value):
     with pytest.raises(ValueError, match=f"{name}=.*must be .*in \\[0(.0)?, inf\\)|Invalid learning rate"):
@@ -87,7 +89,9 @@ def test_learning_rate_follows_the_target():
     assert adapt_learning_rate(1e3, kl=0.0, target_kl=0.1, share=1.0) == pytest.approx(1e3)
 
 
-@pytest.mark.parametrize("returns, baseline", [("episode", "timestep"), ("mean_reward_to_go", "timestep"), ("episode", "value")])
+@pytest.mark.parametrize(
+    "returns, baseline", [("episode", "timestep"), ("mean_reward_to_go", "timestep"), ("episode", "value")]
+)
 def test_baseline_that_does_not_go_with_the_return(returns, baseline):
     with pytest.warns(UserWarning, match=f"baseline={baseline!r} estimates the reward-to-go, not returns={returns!r}"):
         make_model(returns=returns, baseline=baseline)

@@ -131,7 +131,7 @@ def test_no_terminal_observation():
     model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0).learn(10)
     assert [episode.terminal_observation for episode in model.rollout_buffer.episodes] == [None, None]
     model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0, baseline="value", time_limit="bootstrap")
-    with pytest.raises(ValueError, match="Environment 0 gives no infos.'terminal_observation'. .* time_limit='bootstrap'"):
+    with pytest.raises(ValueError, match=r"Environment 0 gives no infos.'terminal_observation'. .* time_limit='bootstrap'"):
         model.learn(10)
 
 

@@ -13,8 +13,8 @@ import yaml
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_reinforce.compare.references import REFERENCES
 from sb3_reinforce.checks import closest
+from sb3_reinforce.compare.references import REFERENCES
 from sb3_reinforce.zoo.exp_manager import ExperimentManager, check_keys
 from sb3_reinforce.zoo.hyperparams import read_hyperparams
 

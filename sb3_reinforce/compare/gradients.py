@@ -18,8 +18,8 @@ from torch.func import functional_call, vjp, vmap
 
 from sb3_reinforce.advantages import compute_advantages, weights
 from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 from sb3_reinforce.batch_policy import batch_policy
-from sb3_reinforce.buffers import EpisodeRolloutBufferSamples
 from sb3_reinforce.checks import check_number
 from sb3_reinforce.compare.contenders import check_env
 from sb3_reinforce.compare.plots import plot_gradients
@@ -126,7 +126,8 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
 
 def quality(gradients: Iterable[np.ndarray], n_episodes: int) -> dict[str, np.ndarray]:
     """
-    Measure the quality of gradient estimates. With ``g_b`` the gradients of ``B`` independent batches of ``n`` episodes, ``G`` their expectation:
+    Measure the quality of gradient estimates. With ``g_b`` the gradients of ``B`` independent batches of ``n`` episodes,
+    ``G`` their expectation:
 
     * ``variance``: trace of the covariance of ``g_b``, the mean squared distance from ``G``
     * ``snr``: ``|G|^2 / variance``, with the unbiased estimate ``|mean g_b|^2 - variance / B`` of ``|G|^2``; NaN where

@@ -74,8 +74,9 @@ def leave() -> None:
 
 def new_store() -> "tuple[dist.Store, int, int]":
     """
-    Make a store through which the processes find each other. That of ``torchrun`` remembers the addresses of the processes from before a restart, and some would connect to them
-    (https://github.com/pytorch/pytorch/issues/135712): it only tells where process 0 has a new one.
+    Make a store through which the processes find each other. That of ``torchrun`` remembers the addresses of the processes
+    from before a restart, and some would connect to them (https://github.com/pytorch/pytorch/issues/135712): this function
+    only asks it where process 0 has a new one.
 
     :return: The store, the rank of this process, and how many there are
     :raises RuntimeError: If there is none in time

@@ -1,5 +1,5 @@
-from pathlib import Path
 import warnings
+from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
 

@@ -25,9 +25,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce import distributed
 from sb3_reinforce.checkpoint import TrainingStateCallback, check_number_of_processes, load_latest, lock
-from sb3_reinforce.checks import check_number
+from sb3_reinforce.checks import check_number, closest
 from sb3_reinforce.reinforce import REINFORCE
-from sb3_reinforce.checks import closest
 from sb3_reinforce.vec_env.envpool import EnvPoolVecEnv
 from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
 from sb3_reinforce.zoo.hyperparams_opt import target_kl_schedule

@@ -1,0 +1,98 @@
+"""What the arguments of ``REINFORCE`` may be."""
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.checks import check_choice, check_number, check_schedule
+from sb3_reinforce.returns import RETURNS
+
+#: The arguments that are names, and the names they take.
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "returns": tuple(RETURNS),
+    "baseline": (None, *BASELINES, "value"),
+    "reduction": ("episode", "step"),
+    "time_limit": ("terminal", "bootstrap", "discard"),
+}
+
+#: Episodes that a baseline needs, where it needs more than one.
+MIN_N_EPISODES: dict[str | None, int] = {"leave_one_out": 2, "timestep": 2}
+
+#: What takes the place of arguments of A2C and PPO.
+HINTS = {
+    "n_steps": "a batch is n_episodes whole episodes, and at least min_steps steps",
+    "batch_size": "the policy takes one step per batch of n_episodes; the critic has value_batch_size",
+    "n_epochs": "the policy takes one step per batch; the critic has n_value_epochs",
+    "vf_coef": "the critic has an optimizer of its own, with value_learning_rate",
+    "clip_range": "target_kl limits the step",
+}
+
+
+def check_arguments(model: Any) -> None:
+    """
+    Check the arguments of ``REINFORCE``, each on its own and together.
+
+    :param model: A model, whose attributes are its arguments
+    :raises ValueError: If an argument is not one of those allowed, or does not go with another one
+    """
+    check_spaces_and_buffer(model)
+    for name, allowed in CHOICES.items():
+        check_choice(name, getattr(model, name), allowed)
+    for name in ("gamma", "gae_lambda"):
+        check_number(name, getattr(model, name), 0, 1)
+    for name in ("max_episode_steps", "n_value_epochs", "value_batch_size", "cg_max_steps"):
+        check_number(name, getattr(model, name), 1, integer=True)
+    check_number("min_steps", model.min_steps, 0, integer=True)
+    check_number("cg_damping", model.cg_damping, 0)
+    check_number("ent_coef", model.ent_coef, -math.inf)
+    for name in ("learning_rate", "value_learning_rate"):
+        check_schedule(name, getattr(model, name))
+    check_schedule("target_kl", model.target_kl, or_none=True)
+    if model.max_grad_norm is not None:
+        check_number("max_grad_norm", model.max_grad_norm, 0, or_else="None")
+    if model.n_episodes is not None:
+        name = f"With baseline={model.baseline!r}, n_episodes"
+        check_number(name, model.n_episodes, MIN_N_EPISODES.get(model.baseline, 1), integer=True, or_else="None")
+    if model.time_limit == "bootstrap" and model.baseline != "value":
+        raise ValueError(f"time_limit='bootstrap' needs the critic, baseline='value', not {model.baseline!r}")
+    if model.gae_lambda < 1 and (model.baseline != "value" or model.returns != "reward_to_go"):
+        raise ValueError(
+            f"gae_lambda={model.gae_lambda} < 1 needs baseline='value' and returns='reward_to_go', "
+            f"not {model.baseline!r} and {model.returns!r}"
+        )
+    if model.returns != "reward_to_go" and model.baseline in ("timestep", "value"):
+        warnings.warn(
+            f"baseline={model.baseline!r} estimates the reward-to-go, not returns={model.returns!r}, which is the same at "
+            "all times of an episode: baseline='leave_one_out' goes with it"
+        )
+
+
+def check_spaces_and_buffer(model: Any) -> None:
+    """
+    Check what must fit the environment, and the class of the rollout buffer.
+
+    :param model: A model
+    :raises ValueError: If something does not fit
+    """
+    buffer_class = model.rollout_buffer_class
+    if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, EpisodeRolloutBuffer)):
+        name = getattr(buffer_class, "__name__", repr(buffer_class))
+        if name in ("RolloutBuffer", "DictRolloutBuffer"):
+            other = "PPO" if hasattr(model, "clip_range") else "A2C, TRPO or another algorithm"
+            raise ValueError(f"rollout_buffer_class={name}: this is a model of {other}, not of REINFORCE")
+        raise ValueError(f"rollout_buffer_class={name} must be an EpisodeRolloutBuffer")
+    if model.env is not None:
+        model._check_n_envs(model.env.num_envs)
+    space = getattr(model, "action_space", None)  # Not without an environment
+    if isinstance(space, spaces.MultiBinary | spaces.MultiDiscrete) and len(space.shape) > 1:
+        raise ValueError(f"{space} has more than one dimension, which is not supported: flatten it")
+    if np.any(getattr(space, "start", 0) != 0):
+        raise ValueError(
+            f"The actions of {space} do not start at 0, which is not supported: SB3's policies sample numbers from 0 on. "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action + start, space from 0 on) shifts them"
+        )

@@ -1,0 +1,108 @@
+"""A batch of whole episodes: its steps, its episodes, its parts."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import TensorDict
+
+if TYPE_CHECKING:
+    from sb3_reinforce.buffers import EpisodeRolloutBuffer
+
+
+class EpisodeRolloutBufferSamples(NamedTuple):
+    """
+    Some steps of a batch, shape ``(n_steps, ...)``, or whole episodes that are padded to the length of the longest one,
+    shape ``(n_episodes, max_length, ...)``.
+
+    :param observations: Observations, or a dict of them
+    :param actions: Actions as the policy sampled them (before clipping), in the form that distributions take
+    :param advantages: Factors of the gradients of the log-probabilities
+    :param targets: Targets of the critic
+    :param mask: Whether a step is one of the episode (padding is not), ``None`` where nothing is padded
+    """
+
+    observations: th.Tensor | TensorDict
+    actions: th.Tensor | None = None
+    advantages: th.Tensor | None = None
+    targets: th.Tensor | None = None
+    mask: th.Tensor | None = None
+
+
+class Episode:
+    """
+    An episode of the batch. Its steps can be read from the end of the rollout to the start of the next one.
+
+    :param env_idx: Index of its environment
+    :param truncated: Whether a time limit cut it off
+    :param terminal_observation: Observation after its last step, ``None`` if the environment does not give it
+    """
+
+    def __init__(
+        self,
+        env_idx: int,
+        truncated: bool = False,
+        terminal_observation: np.ndarray | dict[str, np.ndarray] | None = None,
+    ):
+        self.env_idx = env_idx
+        self.truncated = truncated
+        self.terminal_observation = terminal_observation
+        # Set when the rollout is over
+        self._buffer: EpisodeRolloutBuffer | None = None
+        self._steps = slice(0)
+
+    def _bind(self, buffer: "EpisodeRolloutBuffer", steps: slice) -> None:
+        self._buffer, self._steps = buffer, steps
+
+    def _rows(self) -> tuple["EpisodeRolloutBuffer", np.ndarray]:
+        if self._buffer is None:
+            raise RuntimeError(
+                "The steps of an episode are known from the end of its rollout to the start of the next one: copy them"
+            )
+        return self._buffer, self._buffer.rows[self._steps]
+
+    def __len__(self) -> int:
+        return len(self._rows()[1])
+
+    @property
+    def observations(self) -> np.ndarray | dict[str, np.ndarray]:
+        """Observations that were acted on, shape ``(n_steps, *obs_shape)``, or a dict of them."""
+        buffer, rows = self._rows()
+        return buffer.observations_of(rows)
+
+    @property
+    def actions(self) -> np.ndarray:
+        """Actions as the policy sampled them (before clipping), shape ``(n_steps, action_dim)``."""
+        buffer, rows = self._rows()
+        return buffer.column("action", rows)
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """Rewards, shape ``(n_steps,)``: part of those of the batch, which a callback may change before the update."""
+        buffer, _ = self._rows()
+        return buffer.rewards[self._steps]
+
+    @property
+    def infos(self) -> list[dict[str, Any]]:
+        """Infos of each step: the ``info_keywords`` of the buffer."""
+        buffer, rows = self._rows()
+        return buffer.infos_of(rows)
+
+
+class Chunks:
+    """
+    The batch in parts, so that memory does not grow with the batch. It can be iterated over again and again.
+
+    :param buffer: Finished buffer
+    :param size: Number of steps of a part
+    """
+
+    def __init__(self, buffer: "EpisodeRolloutBuffer", size: int):
+        self._buffer, self._size = buffer, size
+
+    def __len__(self) -> int:
+        return -(-self._buffer.n_steps // self._size)
+
+    def __iter__(self) -> Iterator[EpisodeRolloutBufferSamples]:
+        return self._buffer.get(self._size)
