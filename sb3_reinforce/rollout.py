@@ -131,26 +131,35 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         # np.clip without its overhead, nor that of broadcasting for one environment
         return np.minimum(np.maximum(actions, self.action_space.low[None]), self.action_space.high[None])
 
-    def _end_episode(self, env_idx: int, info: dict[str, Any], rollout_buffer: EpisodeRolloutBuffer) -> dict[str, Any]:
+    def _end_episodes(
+        self, dones: np.ndarray, infos: list[dict[str, Any]], n_steps: int, rollout_buffer: EpisodeRolloutBuffer
+    ) -> list[dict[str, Any]]:
         """
-        Store how an episode ended.
+        Store how the episodes ended that count.
 
-        :param env_idx: Index of its environment
-        :param info: Info of its last step
-        :param rollout_buffer: Buffer that holds its steps
-        :return: What the info says about the whole episode
+        :param dones: Whether the last step ended the episode, shape ``(n_envs,)``
+        :param infos: Infos of that step
+        :param n_steps: Number of steps since the start of the rollout
+        :param rollout_buffer: Buffer that holds the steps
+        :return: What the infos say about the whole episodes
         :raises ValueError: If the critic is to judge an observation that the environment does not give
         """
-        truncated = bool(info.get("TimeLimit.truncated", False))
-        last = info.get("terminal_observation")
-        if last is None and truncated and self.time_limit == "bootstrap":
-            raise ValueError(
-                f"Environment {env_idx} gives no infos['terminal_observation'] for an episode that a time limit cut off, and "
-                "time_limit='bootstrap' needs it. Let the vectorized environment give it (as SB3's do), or choose 'terminal'"
-            )
-        rollout_buffer.end_episode(Episode(env_idx, truncated, last))
-        self._update_info_buffer([info], np.array([True]))
-        return {key: info.get(key) for key in ("episode", "is_success")}
+        assert self.quota is not None
+        finished = self.quota.finish(dones, n_steps)
+        for env_idx in finished:
+            truncated = bool(infos[env_idx].get("TimeLimit.truncated", False))
+            last = infos[env_idx].get("terminal_observation")
+            if last is None and truncated and self.time_limit == "bootstrap":
+                raise ValueError(
+                    f"Environment {env_idx} gives no infos['terminal_observation'] for an episode that a time limit cut off, "
+                    "and time_limit='bootstrap' needs it. Let the vectorized environment give it (as SB3's do), or choose "
+                    "'terminal'"
+                )
+            rollout_buffer.end_episode(Episode(env_idx, truncated, last))
+            self._update_info_buffer([infos[env_idx]], np.array([True]))
+        if self.use_sde and not self.quota.is_met:  # Episodes that share their noise would be no baseline for each other
+            reset_noise(self.policy, finished, len(dones))
+        return [{key: infos[env_idx].get(key) for key in ("episode", "is_success")} for env_idx in finished]
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -160,10 +169,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         n_rollout_steps: int,
     ) -> bool:
         """
-        Collect whole episodes with the current policy and fill an ``EpisodeRolloutBuffer``.
-
-        Environments that have given their quota are stepped until the others have too. These surplus steps count as
-        time steps, but they do not enter the buffer, nor the episode statistics.
+        Collect whole episodes with the current policy and fill an ``EpisodeRolloutBuffer``. Environments that have given their
+        quota are stepped until the others have too; these surplus steps count as time steps, but enter nothing else.
 
         :param env: The training environment
         :param callback: Callback that will be called at each step (and at the beginning and end of the rollout)
@@ -180,15 +187,14 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.between_updates(callback)
 
         # Start an episode everywhere, unless the last step of the rollout before did: no hidden reset is to use up a start
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
-        self.quota = quota = self._make_quota(env.num_envs)
         statistics = running_statistics(env)
-        shared = SharedRollout(statistics)
-        sample = make_sampler(self.policy, env.num_envs)
         # Some environments can be left alone when they have met their quota, unless their repetitions enter the statistics
         step_only = None if statistics else getattr(env.unwrapped, "step_only", None)
-        n_steps, n_timesteps, n_stepped, self._rollout_start = 0, 0, env.num_envs, self.num_timesteps
+        shared, sample = SharedRollout(statistics), make_sampler(self.policy, env.num_envs)
+        self.quota = quota = self._make_quota(env.num_envs)
+        n_steps, met_at, self._rollout_start = 0, self.num_timesteps, self.num_timesteps
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
         obs, self._last_obs = env.reset() if self._last_obs is None else self._last_obs, None
 
         while True:
@@ -203,46 +209,43 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             clipped_actions = self._env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             dones = np.asarray(dones).astype(bool, copy=False)
-            n_timesteps += n_stepped
-            self.num_timesteps += n_stepped
+            self.num_timesteps += env.num_envs if step_only is None else len(quota.owing)
 
             # Give access to local variables
             callback.update_locals(locals())
             is_stopped = not callback.on_step()
 
             # Store the outcome. Most steps end no episode
-            n_steps += 1
-            finished = quota.finish(dones, n_steps) if not is_stopped and np.count_nonzero(dones) else quota.NONE
             if not is_stopped:
-                check_finite("reward", rewards, n_steps - 1)
+                check_finite("reward", rewards, n_steps)
                 rollout_buffer.add_outcome(rewards, dones, infos)
-                obs = new_obs
-            for env_idx in finished:
-                shared.episode_infos.append(self._end_episode(env_idx, infos[env_idx], rollout_buffer))
+                obs, n_steps = new_obs, n_steps + 1
+                if np.count_nonzero(dones):
+                    shared.episode_infos += self._end_episodes(dones, infos, n_steps, rollout_buffer)
+                    if step_only is not None and not quota.is_met:
+                        step_only(quota.owing)
 
             # The processes meet when their quotas are met, or when a callback stops one of them
-            if quota.is_met or is_stopped:
-                counts = shared.meet(n_timesteps, rollout_buffer.n_steps, rollout_buffer.n_episodes, is_stopped)
-                self.num_timesteps = self._rollout_start + counts.timesteps
-                is_stopped = counts.is_stopped
-                if is_stopped or counts.steps >= self.min_steps:
+            if is_stopped or quota.is_met:
+                counts = shared.meet(
+                    self.num_timesteps - met_at, rollout_buffer.n_steps, rollout_buffer.n_episodes, is_stopped
+                )
+                self.num_timesteps = met_at = met_at + counts.timesteps
+                if counts.is_stopped or counts.steps >= self.min_steps:
                     break
                 quota.start_round(n_steps)
-                obs, finished, n_stepped = env.reset(), quota.owing, env.num_envs
-            if self.use_sde and len(finished):  # Episodes that share their noise would be no baseline for each other
-                reset_noise(self.policy, finished, env.num_envs)
-            if step_only is not None and len(quota.owing) < n_stepped:
-                step_only(quota.owing)
-                n_stepped = len(quota.owing)
+                if self.use_sde:
+                    self.policy.reset_noise(env.num_envs)
+                obs = env.reset()
             quota.check_lengths(n_steps)
 
         infos_of_others = shared.finish()
         self._update_info_buffer(infos_of_others, np.ones(len(infos_of_others), dtype=bool))
-        if is_stopped:
+        if counts.is_stopped:
             return False
         self.logger.record("rollout/episodes", counts.episodes)
         self.logger.record("rollout/steps", counts.steps)
-        self.logger.record("rollout/surplus_steps", counts.timesteps - counts.steps)
+        self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
         if dones.all():  # SB3's vectorized environments have started the next episode everywhere
             self._last_obs = new_obs  # type: ignore[assignment]

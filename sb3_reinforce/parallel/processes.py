@@ -288,7 +288,7 @@ class Counts(NamedTuple):
     """
     How far the rollouts of all processes are.
 
-    :param timesteps: Time steps since the start of the rollout
+    :param timesteps: Time steps since the last meeting
     :param steps: Steps in the rollout buffers
     :param episodes: Episodes in the rollout buffers
     :param is_stopped: Whether a callback stops one of the processes
@@ -317,7 +317,7 @@ class SharedRollout:
         """
         Wait for the other processes, at the end of a round of episodes or when a callback stops this one.
 
-        :param n_timesteps: Time steps of this process since the start of the rollout
+        :param n_timesteps: Time steps of this process since the last meeting
         :param n_steps: Steps in its rollout buffer
         :param n_episodes: Episodes in its rollout buffer
         :param is_stopped: Whether a callback stops it
