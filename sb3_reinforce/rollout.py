@@ -157,7 +157,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
                 )
             rollout_buffer.end_episode(Episode(env_idx, truncated, last))
             self._update_info_buffer([infos[env_idx]], np.array([True]))
-        if self.use_sde and not self.quota.is_met:  # Episodes that share their noise would be no baseline for each other
+        if self.use_sde and len(finished) and not self.quota.is_met:
+            # Episodes that share their noise would be no baseline for each other
             reset_noise(self.policy, finished, len(dones))
         return [{key: infos[env_idx].get(key) for key in ("episode", "is_success")} for env_idx in finished]
 
