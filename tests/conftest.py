@@ -7,7 +7,7 @@ pytest.register_assert_rewrite("tests.helpers", "tests.distributed_runs")
 from tests.helpers import sample_with_pytorch  # noqa: E402
 
 #: Test files that must hold for both ways of sampling actions
-BOTH_SAMPLERS = {"test_callbacks", "test_deterministic", "test_unbiased"}
+BOTH_SAMPLERS = {"test_callbacks", "test_deterministic"}
 
 # SubprocVecEnv forks its processes from a server: with the imports made once there, a process starts in milliseconds
 multiprocessing.set_forkserver_preload(["tests.helpers", "tests.distributed_runs"])

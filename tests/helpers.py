@@ -66,9 +66,9 @@ def critic_names(model):
     return {name for name in model.policy.state_dict() if "value_net" in name or name.startswith(prefix)}
 
 
-def vector_of(gradients):
-    """Return gradients by name as one vector in double precision."""
-    return np.concatenate([np.ravel(gradient) for gradient in gradients.values()]).astype(np.float64)
+def vector_of(tensors, names=None):
+    """Return tensors by name, all or those of the given names, as one vector in double precision."""
+    return np.concatenate([np.ravel(tensors[name]) for name in names or tensors]).astype(np.float64)
 
 
 def assert_same(left, right):
@@ -168,10 +168,10 @@ def gradient_of(model):
 
 
 def step_of(model, learning_rate=None):
-    """Update the policy with the last batch, and return how its parameters move, by name, those that do not left out."""
+    """Update the policy with the last batch, and return how its parameters have moved, by name."""
     before = clone(model)
     train_again(model, learning_rate)
-    return {name: tensor - before[name] for name, tensor in clone(model).items() if not th.equal(tensor, before[name])}
+    return {name: tensor - before[name] for name, tensor in clone(model).items()}
 
 
 # The inside of the package

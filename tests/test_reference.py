@@ -1,5 +1,5 @@
 """
-The whole of an update but for its step, against an implementation that is slow and obvious, on random environments.
+The batch, the advantages and the gradient against an implementation that is slow and obvious, on random environments.
 
 ``make fuzz`` tries more cases than ``make test``.
 """
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_reinforce import REINFORCE
 from tests.envs import RecordVec
+from tests.helpers import batch_of, clone, collect, critic_names, gradient_of, make_model
 
 N_CASES = int(os.environ.get("FUZZ_CASES", 200))
 
@@ -93,14 +93,14 @@ def cases(draw):
 
 
 def pick(array, step, env_idx):
-    """:return: What one environment showed in one step"""
+    """Return the observation of one environment in one step."""
     return (
         {key: value[env_idx] for key, value in array[step].items()} if isinstance(array[step], dict) else array[step][env_idx]
     )
 
 
 def reference_episodes(env, case):
-    """The episodes of the batch, from the record of all steps: the quota of each environment, round after round."""
+    """Find the episodes of the batch in the record of all steps: the quota of each environment, round after round."""
     n_envs = env.num_envs
     quotas = [(case["n_episodes"] + i) // n_envs for i in range(n_envs)]
     rounds, n_steps, start = [], 0, 0
@@ -126,6 +126,7 @@ def reference_episodes(env, case):
 
 
 def reference_advantages(model, env, episodes, case):
+    """Return the advantages and the returns of all steps, episode by episode."""
     gamma = case["gamma"]
     all_returns, all_values, all_deltas = [], [], []
     scale = np.sqrt(1 + 1e-8) if model.normalize_value else 1.0
@@ -182,16 +183,18 @@ def reference_advantages(model, env, episodes, case):
 
 
 def to_batch(observation):
+    """Make a batch of one observation."""
     return {k: v[None] for k, v in observation.items()} if isinstance(observation, dict) else np.asarray(observation)[None]
 
 
 def value_of(model, observation):
+    """Return the output of the critic for one observation."""
     with th.no_grad():
         return model.policy.predict_values(obs_as_tensor(to_batch(observation), "cpu")).item()
 
 
 def reference_gradient(model, env, episodes, actions, advantages, case):
-    """Step by step, in the order of the episodes."""
+    """Return the gradient of the loss, computed step by step in the order of the episodes."""
     loss, row = 0.0, 0
     for i, first, end in episodes:
         for step in range(first, end):
@@ -201,14 +204,18 @@ def reference_gradient(model, env, episodes, actions, advantages, case):
             loss = loss - log_prob * float(advantages[row]) - case["ent_coef"] * distribution.entropy()
             row += 1
     loss = loss / (len(episodes) if case["reduction"] == "episode" else row)
-    parameters = [p for name, p in model.policy.named_parameters() if "value_net" not in name]
-    gradients = th.autograd.grad(loss.sum(), parameters, allow_unused=True)
-    return th.cat([(th.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, gradients, strict=True)])
+    parameters = [p for name, p in model.policy.named_parameters() if name not in critic_names(model)]
+    gradients = th.autograd.grad(loss.sum(), parameters, allow_unused=True, materialize_grads=True)
+    return th.cat([gradient.flatten() for gradient in gradients])
 
 
 class RecordAll(RecordVec):
+    """Record the infos too, and all rounds of a rollout."""
+
+    infos = ()
+
     def reset(self):
-        if hasattr(self, "infos") and self.infos:  # A further round: the record goes on
+        if self.infos:  # A further round: the record goes on
             self._observation = self.venv.reset()
             return self._observation
         self.infos = []
@@ -236,12 +243,10 @@ def test_fast_and_slow_agree(case):
     keys = ("n_episodes", "min_steps", "gamma", "gae_lambda", "returns", "baseline", "reduction", "discount_states",
             "normalize_advantage", "time_limit", "ent_coef")  # fmt: skip
     policy = "MultiInputPolicy" if case["observation"] == "dict" else "MlpPolicy"
-    model = REINFORCE(policy, env, seed=case["seed"] % 1000, device="cpu", policy_kwargs=dict(net_arch=[4]),
-                      **{key: case[key] for key in keys})  # fmt: skip
-    _, callback = model._setup_learn(1)
-    env.infos = []
+    model = make_model(env, policy, seed=case["seed"] % 1000, policy_kwargs=dict(net_arch=[4]), target_kl=None,
+                       n_value_epochs=1, **{key: case[key] for key in keys})  # fmt: skip
+    collect(model)
     buffer = model.rollout_buffer
-    model.collect_rollouts(env, callback, buffer, 0)
 
     # The batch
     episodes = reference_episodes(env, case)
@@ -250,7 +255,7 @@ def test_fast_and_slow_agree(case):
     if len(episodes) < 2:
         event("nothing to learn from")
         return
-    batch = next(buffer.get())
+    batch = batch_of(model)
     rows = [(step, i) for i, first, end in episodes for step in range(first, end)]
     for row, (step, i) in enumerate(rows):
         shown = pick(env.observations, step, i)
@@ -262,21 +267,18 @@ def test_fast_and_slow_agree(case):
         np.testing.assert_array_equal(taken.ravel(), np.ravel(env.actions[step][i]))
     np.testing.assert_array_equal(buffer.rewards, [env.rewards[step][i] for step, i in rows])
 
-    # The advantages
+    # The advantages, and the gradient where it does not take too long
     advantages, returns = reference_advantages(model, env, episodes, case)
-    model._compute_advantages()
+    before = clone(model)
+    gradients = gradient_of(model)
     spread = np.abs(returns).max() if not case["normalize_advantage"] else np.abs(advantages).max()
     np.testing.assert_allclose(buffer.advantages, advantages, rtol=1e-4, atol=1e-4 * spread + 1e-6)
-
-    # The gradient
     if len(rows) > 600:
         event("too long for the slow gradient")
         return
     event("compared to the end")
-    model.policy.set_training_mode(True)
-    model._compute_gradient()
-    parameters = [p for name, p in model.policy.named_parameters() if "value_net" not in name]
-    found = th.cat([(th.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    names = [name for name, _ in model.policy.named_parameters() if name not in critic_names(model)]
+    found = th.cat([gradients.get(name, th.zeros_like(before[name])).flatten() for name in names])
     expected = reference_gradient(model, env, episodes, batch.actions, buffer.advantages, case)
     scale = expected.abs().max().item()
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3, atol=1e-3 * scale + 1e-6)
