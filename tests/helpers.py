@@ -183,12 +183,15 @@ def collect(model):
     return model.collect_rollouts(model.get_env(), callback, model.rollout_buffer, 0)
 
 
-def store_episode(buffer, observations, actions, rewards, env_idx=0, truncated=False):
-    """Store a whole episode in the rollout buffer, whose ``reset()`` comes before and ``finish()`` after all of them."""
-    n_steps = len(rewards)
-    done = np.arange(n_steps) == n_steps - 1
-    buffer.add(observations, actions, np.asarray(rewards), done, np.full(n_steps, env_idx))
-    buffer.end_episode(Episode(env_idx, truncated, None))
+def store_batch(buffer, episodes, truncated=False):
+    """Replace what is in the rollout buffer by whole episodes: triples of observations, actions and rewards."""
+    buffer.reset()
+    for observations, actions, rewards in episodes:
+        n_steps = len(rewards)
+        done = np.arange(n_steps) == n_steps - 1
+        buffer.add(observations, actions, np.asarray(rewards), done, np.zeros(n_steps, int))
+        buffer.end_episode(Episode(0, truncated, None))
+    buffer.finish()
 
 
 def set_chunk_size(model, n_steps):

@@ -32,7 +32,7 @@ from tests.helpers import (
     logged,
     make_model,
     set_chunk_size,
-    store_episode,
+    store_batch,
     train_again,
 )
 
@@ -193,13 +193,12 @@ def test_reduces_to_a2c(normalize_advantage):
 )
 def test_chunks_fit_the_observations_as_the_network_sees_them(space, n_steps, size):
     model = make_model(SpacesEnv(space, spaces.Discrete(2)), policy_kwargs=dict(net_arch=[2]))
+    collect(model)
+    observations = [np.array([space.sample() for _ in range(n_steps // 2)]) for _ in range(2)]
+    episodes = [(obs, np.zeros((len(obs), 1), int), np.random.rand(len(obs))) for obs in observations]
+    store_batch(model.rollout_buffer, episodes)
     rows = []
     model.policy.action_net.register_forward_hook(lambda module, args, output: rows.append(len(output)))
-    model.rollout_buffer.reset()
-    for _ in range(2):
-        observations = np.array([space.sample() for _ in range(n_steps // 2)])
-        store_episode(model.rollout_buffer, observations, np.zeros((n_steps // 2, 1), int), np.random.rand(n_steps // 2))
-    model.rollout_buffer.finish()
     model.train()
     assert max(rows) == size
 
@@ -217,11 +216,9 @@ def test_chunks_make_no_difference():
 def train_on_a_large_batch(baseline):
     """Train on a million steps, and return the largest memory of this process in KiB."""
     model = make_model(PENDULUM, baseline=baseline, n_value_epochs=1, value_batch_size=10_000)
+    collect(model)
     rng, buffer = np.random.default_rng(0), model.rollout_buffer
-    buffer.reset()
-    for _ in range(1000):
-        store_episode(buffer, rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1)), np.ones(1000))
-    buffer.finish()
+    store_batch(buffer, ((rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1)), np.ones(1000)) for _ in range(1000)))
     assert buffer.n_steps == 10**6 and buffer.n_episodes == 1000
     model.train()
     assert model._n_updates == 1
@@ -289,10 +286,8 @@ class TestTargetKL:
         model = make_model(PENDULUM, **kwargs).learn(1)  # The optimizer has moments
         buffer, rng = model.rollout_buffer, np.random.default_rng(0)
         learning_rates = [train_again(model)["train/learning_rate"]]
-        buffer.reset()
-        for _ in range(8):
-            store_episode(buffer, rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1)), np.ones(1000), truncated=True)
-        buffer.finish()
+        episodes = [(rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1)), np.ones(1000)) for _ in range(8)]
+        store_batch(buffer, episodes, truncated=True)
         before = clone(model)
         learning_rates += [train_again(model)["train/learning_rate"] for _ in range(2)]
         assert not changed(model, before)

@@ -138,9 +138,10 @@ def test_without_a_limit_the_learning_rate_is_the_length():
 
 def test_large_damping_leaves_the_direction_of_the_gradient():
     model = make_model(POLICIES["Box"][0], cg_damping=1e6)
-    plain = vector_of(gradient_of(model))
-    # So long a step that what the parameters round off is small beside it
-    step = vector_of(step_of(model, learning_rate=1e6))
+    gradient = gradient_of(model)
+    plain = vector_of(gradient)
+    # So long a step that the rounding of the parameters is small beside it
+    step = vector_of(step_of(model, learning_rate=1e6), gradient)
     np.testing.assert_allclose(-step, plain, rtol=1e-3, atol=1e-5 * np.abs(plain).max())
 
 

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.returns import RETURNS, timesteps
-from tests.helpers import store_episode
+from tests.helpers import store_batch
 
 N_STATES = 3
 GAMMA = 0.8
@@ -111,9 +111,7 @@ class FirstToFinish(REINFORCE):
                     finished.append(steps)
                     unfinished[i] = []
             obs = new_obs
-        for steps in finished[: self.n_episodes]:
-            store_episode(rollout_buffer, *map(np.array, zip(*steps, strict=True)))
-        rollout_buffer.finish()
+        store_batch(rollout_buffer, [map(np.array, zip(*steps, strict=True)) for steps in finished[: self.n_episodes]])
         self.num_timesteps += 1  # One rollout per time step: the total counts the updates
         return True
 
