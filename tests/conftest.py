@@ -10,7 +10,7 @@ from tests.helpers import sample_with_pytorch  # noqa: E402
 BOTH_SAMPLERS = {"test_callbacks", "test_deterministic"}
 
 # SubprocVecEnv forks its processes from a server: with the imports made once there, a process starts in milliseconds
-multiprocessing.set_forkserver_preload(["tests.helpers", "tests.distributed_runs"])
+multiprocessing.set_forkserver_preload(["tests.distributed_runs", "torch._dynamo"])
 
 
 def pytest_generate_tests(metafunc):
