@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
@@ -233,8 +234,10 @@ def process(variables, function, *args):
     os.environ.update(variables)
     th.set_num_threads(1)
     distributed.join()
-    function(*args)
-    distributed.leave()
+    try:
+        function(*args)
+    finally:  # So that the others do not wait for this one, should it fail
+        distributed.leave()
 
 
 def in_processes(n, function, *args):
@@ -248,14 +251,11 @@ def in_processes(n, function, *args):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
     variables = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SB3_REINFORCE_TIMEOUT": "60"}
-    group = [context.Process(target=process, args=({**variables, "RANK": str(rank)}, function, *args)) for rank in range(n)]
-    for each in group:
-        each.start()
-    for each in group:
-        each.join()
-    assert [each.exitcode for each in group] == [0] * n, "Their errors are in the captured output"
+    with ProcessPoolExecutor(n, multiprocessing.get_context("forkserver")) as pool:
+        futures = [pool.submit(process, {**variables, "RANK": str(rank)}, function, *args) for rank in range(n)]
+        for future in futures:
+            future.result()
 
 
 if __name__ == "__main__":

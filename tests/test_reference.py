@@ -20,6 +20,9 @@ from tests.helpers import batch_of, clone, collect, critic_names, gradient_of, m
 
 N_CASES = int(os.environ.get("FUZZ_CASES", 200))
 
+#: Steps of the longest episodes
+MAX_LENGTH = 200 if "FUZZ_CASES" in os.environ else 40
+
 OBSERVATIONS = {
     "box": spaces.Box(-10, 10, (3,)),
     "discrete": spaces.Discrete(4),
@@ -67,7 +70,7 @@ class ScriptedEnv(gym.Env):
 @st.composite
 def cases(draw):
     n_envs = draw(st.integers(1, 9))
-    ends = st.lists(st.tuples(st.integers(1, 200), st.booleans()), min_size=1, max_size=4)
+    ends = st.lists(st.tuples(st.integers(1, MAX_LENGTH), st.booleans()), min_size=1, max_size=4)
     baseline = draw(st.sampled_from([None, "mean", "leave_one_out", "timestep", "value"]))
     returns = draw(st.sampled_from(["reward_to_go", "episode", "mean_reward_to_go"]))
     time_limits = ["terminal", "discard"] + (["bootstrap"] if baseline == "value" else [])
@@ -79,7 +82,7 @@ def cases(draw):
         observation=draw(st.sampled_from(list(OBSERVATIONS))),
         action=draw(st.sampled_from(list(ACTIONS))),
         n_episodes=draw(st.integers(max(n_envs, 2), n_envs + 8)),
-        min_steps=draw(st.sampled_from([0, 0, 300])),
+        min_steps=draw(st.sampled_from([0, 0, 2 * MAX_LENGTH])),
         gamma=draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
         gae_lambda=draw(st.sampled_from([0.0, 0.9, 1.0])) if is_gae else 1.0,
         returns=returns,
