@@ -95,35 +95,37 @@ def outcome(folder):
     return parameters, episodes, evaluations["timesteps"].tolist(), evaluations["results"].tolist()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    process = torchrun(*TRAIN, cwd=folder)
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
-    assert output.count("Saving to") == 1
-    rank_0, rank_1 = outcome(folder)[1]
-    assert rank_0 != rank_1
-    return folder
-
-
-# After SIGTERM to one of them, all complete the update
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_processes_start_again(number, undisturbed, tmp_path):
-    process = torchrun(*TRAIN, cwd=tmp_path, options=("--max-restarts", 1))
+def test_processes_start_again(tmp_path):
+    """Killed, and later asked to end, which lets all processes complete the update, the run ends as if undisturbed."""
+    processes = [torchrun(*TRAIN, cwd=new_folder(tmp_path / "undisturbed"))]
+    processes.append(torchrun(*TRAIN, cwd=new_folder(tmp_path / "disturbed"), options=("--max-restarts", 2)))
     try:
-        end = time.monotonic() + 600
-        while not list((tmp_path / FOLDER).glob("*.state")):
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[1]), number)
-        output, _ = process.communicate(timeout=900)
+        states, end = set(), time.monotonic() + 600
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            # When another state has been saved
+            while not (new := {*(tmp_path / "disturbed" / FOLDER).glob("*.state")} - states):
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            states |= new
+            children = Path(f"/proc/{processes[1].pid}/task/{processes[1].pid}/children").read_text().split()
+            os.kill(int(children[1]), number)
+        outputs = [process.communicate(timeout=900)[0] for process in processes]
     finally:
-        process.terminate()
-    assert process.returncode == 0, output
-    assert ("Stopped by a signal" in output) == (number == signal.SIGTERM)
-    assert not (tmp_path / "logs/reinforce" / f"{ENV_ID}_2").exists()
-    assert outcome(tmp_path) == outcome(undisturbed)
+        for process in processes:
+            process.terminate()  # torchrun ends the others
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert outputs[0].count("Saving to") == 1
+    assert "Stopped by a signal" in outputs[1] and "Stopped by a signal" not in outputs[0]
+    assert not (tmp_path / "disturbed/logs/reinforce" / f"{ENV_ID}_2").exists()
+    expected = outcome(tmp_path / "undisturbed")
+    assert outcome(tmp_path / "disturbed") == expected
+    of_rank_0, of_rank_1 = expected[1]
+    assert of_rank_0 != of_rank_1
+
+
+def new_folder(path):
+    """Make a folder."""
+    path.mkdir()
+    return path
