@@ -215,22 +215,13 @@ def test_hooks_are_not_plain():
     ],
     ids=["box", "discrete observations", "images", "dict"],
 )
-def test_which_is_used(policy, env, library, capsys):
+def test_which_is_used(policy, env, library, capsys, monkeypatch):
     """The model says with which library it samples, and asks PyTorch for a distribution only if it samples with it."""
     model = REINFORCE(policy, env, n_episodes=2, verbose=1)
     assert capsys.readouterr().out.count(f"Sampling actions with {library}\n") == 1
-    passes = []
-    # A hook on the policy itself would be a reason to sample with PyTorch
-    model.policy.action_dist.proba_distribution = count_calls(passes, model.policy.action_dist.proba_distribution)
+    # Counted there, as a hook on the policy is a reason to sample with PyTorch
+    distribution, calls = model.policy.action_dist, []
+    proba_distribution = distribution.proba_distribution
+    monkeypatch.setattr(distribution, "proba_distribution", lambda *args: calls.append(args) or proba_distribution(*args))
     collect(model)
-    assert len(passes) == (0 if library == "NumPy" else model.num_timesteps)
-
-
-def count_calls(calls, function):
-    """Return the function, with a list that grows with each of its calls."""
-
-    def counted(*args, **kwargs):
-        calls.append(args)
-        return function(*args, **kwargs)
-
-    return counted
+    assert len(calls) == (0 if library == "NumPy" else model.num_timesteps)

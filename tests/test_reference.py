@@ -8,6 +8,7 @@ import os
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from hypothesis import HealthCheck, event, given, settings
@@ -67,11 +68,14 @@ class ScriptedEnv(gym.Env):
         return self.observation_space.sample(), reward, over and not is_truncated, over and is_truncated, {}
 
 
+BASELINES = (None, "mean", "leave_one_out", "timestep", "value")
+
+
 @st.composite
-def cases(draw):
+def cases(draw, baseline):
+    """Draw the environments and the settings of a case with the given baseline."""
     n_envs = draw(st.integers(1, 9))
     ends = st.lists(st.tuples(st.integers(1, MAX_LENGTH), st.booleans()), min_size=1, max_size=4)
-    baseline = draw(st.sampled_from([None, "mean", "leave_one_out", "timestep", "value"]))
     returns = draw(st.sampled_from(["reward_to_go", "episode", "mean_reward_to_go"]))
     time_limits = ["terminal", "discard"] + (["bootstrap"] if baseline == "value" else [])
     is_gae = baseline == "value" and returns == "reward_to_go"
@@ -233,10 +237,12 @@ class RecordAll(RecordVec):
         return result
 
 
-@settings(max_examples=N_CASES, deadline=None, derandomize="FUZZ_CASES" not in os.environ,
+@pytest.mark.parametrize("baseline", BASELINES)
+@settings(max_examples=max(1, N_CASES // len(BASELINES)), deadline=None, derandomize="FUZZ_CASES" not in os.environ,
           suppress_health_check=list(HealthCheck))  # fmt: skip
-@given(cases())
-def test_fast_and_slow_agree(case):
+@given(st.data())
+def test_fast_and_slow_agree(baseline, data):
+    case = data.draw(cases(baseline))
     observation_space, action_space = OBSERVATIONS[case["observation"]], ACTIONS[case["action"]]
     makers = [
         lambda ends=ends, i=i: ScriptedEnv(
