@@ -221,7 +221,7 @@ def test_which_is_used(policy, env, library, capsys, monkeypatch):
     assert capsys.readouterr().out.count(f"Sampling actions with {library}\n") == 1
     # Counted there, as a hook on the policy is a reason to sample with PyTorch
     distribution, calls = model.policy.action_dist, []
-    proba_distribution = distribution.proba_distribution
-    monkeypatch.setattr(distribution, "proba_distribution", lambda *args: calls.append(args) or proba_distribution(*args))
+    make = distribution.proba_distribution
+    monkeypatch.setattr(distribution, "proba_distribution", lambda *args, **kwargs: calls.append(1) or make(*args, **kwargs))
     collect(model)
     assert len(calls) == (0 if library == "NumPy" else model.num_timesteps)
