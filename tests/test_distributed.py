@@ -99,30 +99,32 @@ def outcome(folder):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_processes_start_again(tmp_path):
-    """Killed, and later asked to end, which lets all processes complete the update, the run ends as if undisturbed."""
-    folders = tmp_path / "undisturbed", tmp_path / "disturbed"
-    for folder in folders:
-        folder.mkdir()
-    processes = [torchrun(*TRAIN, cwd=folders[0]), torchrun(*TRAIN, cwd=folders[1], options=("--max-restarts", 2))]
+    """A run of which one process is killed, or asked to end, ends as the undisturbed one does."""
+    # After SIGTERM to one of them, all processes complete the update
+    signals = {"undisturbed": None, "killed": signal.SIGKILL, "terminated": signal.SIGTERM}
+    processes, outputs = {}, {}
     try:
-        states, end = set(), time.monotonic() + 600
-        for number in (signal.SIGKILL, signal.SIGTERM):
-            # When another state has been saved
-            while not (new := {*(folders[1] / FOLDER).glob("*.state")} - states):
-                assert time.monotonic() < end
-                time.sleep(0.02)
-            states |= new
-            children = Path(f"/proc/{processes[1].pid}/task/{processes[1].pid}/children").read_text().split()
-            os.kill(int(children[1]), number)
-        outputs = [process.communicate(timeout=900)[0] for process in processes]
+        for name, number in signals.items():
+            (tmp_path / name).mkdir()
+            processes[name] = process = torchrun(*TRAIN, cwd=tmp_path / name, options=("--max-restarts", 1))
+            if number:
+                end = time.monotonic() + 600
+                while not list((tmp_path / name / FOLDER).glob("*.state")):
+                    assert time.monotonic() < end
+                    time.sleep(0.02)
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                os.kill(int(children[1]), number)
+        for name, process in processes.items():
+            outputs[name], _ = process.communicate(timeout=900)
+            assert process.returncode == 0, outputs[name]
     finally:
-        for process in processes:
+        for process in processes.values():
             process.terminate()  # torchrun ends the others
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    assert outputs[0].count("Saving to") == 1
-    assert "Stopped by a signal" in outputs[1] and "Stopped by a signal" not in outputs[0]
-    assert not (folders[1] / "logs/reinforce" / f"{ENV_ID}_2").exists()
-    expected, found = map(outcome, folders)
-    assert found == expected
-    of_rank_0, of_rank_1 = expected[1]
+    outcomes = {name: outcome(tmp_path / name) for name in signals}
+    of_rank_0, of_rank_1 = outcomes["undisturbed"][1]
     assert of_rank_0 != of_rank_1
+    assert outputs["undisturbed"].count("Saving to") == 1
+    for name, number in signals.items():
+        assert outcomes[name] == outcomes["undisturbed"], name
+        assert ("Stopped by a signal" in outputs[name]) == (number == signal.SIGTERM)
+        assert not (tmp_path / name / "logs/reinforce" / f"{ENV_ID}_2").exists()
