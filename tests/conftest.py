@@ -1,16 +1,26 @@
+import multiprocessing
+
 import pytest
 
-#: Test files that are to hold for both ways of sampling actions
-BOTH_ACTORS = {"test_callbacks", "test_deterministic", "test_unbiased"}
+pytest.register_assert_rewrite("tests.helpers", "tests.distributed_runs")
+
+from tests.helpers import sample_with_pytorch  # noqa: E402
+
+#: Test files that must hold for both ways of sampling actions
+BOTH_SAMPLERS = {"test_callbacks", "test_deterministic"}
+
+# SubprocVecEnv forks its processes from a server: with the imports made once there, a process starts in milliseconds
+multiprocessing.set_forkserver_preload(["tests.distributed_runs", "torch._dynamo"])
 
 
 def pytest_generate_tests(metafunc):
-    if metafunc.module.__name__.split(".")[-1] in BOTH_ACTORS:
-        metafunc.fixturenames.append("actor")
-        metafunc.parametrize("actor", ["numpy", "pytorch"], indirect=True)
+    if metafunc.module.__name__.split(".")[-1] in BOTH_SAMPLERS:
+        metafunc.fixturenames.append("sampler")
+        metafunc.parametrize("sampler", ["numpy", "pytorch"], indirect=True)
 
 
 @pytest.fixture
-def actor(request, monkeypatch):
+def sampler(request, monkeypatch):
+    """Sample the actions of all models with NumPy where the policy allows it, or always with PyTorch."""
     if request.param == "pytorch":
-        monkeypatch.setattr("sb3_reinforce.rollout.is_plain", lambda policy: False)
+        sample_with_pytorch(monkeypatch)

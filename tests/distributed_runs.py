@@ -1,14 +1,18 @@
-"""What the processes of test_distributed.py do: ``torchrun --nproc-per-node N -m tests.distributed_runs NAME [ARGUMENT]``."""
+"""What the processes of test_distributed.py do; as a program: ``torchrun -m tests.distributed_runs FAULT``."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,6 +23,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE, distributed
+from tests.helpers import changed, clone, hidden_state, logged, make_model, raises, record_gradients, set_actions, vector_of
 
 #: Environments of all processes together
 N_ENVS = 4
@@ -41,9 +46,9 @@ CASES = {
 
 class Recorded(gym.Env):
     """
-    Episodes of unlike lengths that are the same whenever they are played. A time limit ends those of odd environments.
+    Episodes of unlike lengths that are the same whenever they are played; a time limit ends those of odd environments.
 
-    :param index: Which environment it is, of those of all processes
+    :param index: Index of the environment, counted over all processes
     """
 
     observation_space = spaces.Box(-1, 1, (3,))
@@ -68,94 +73,87 @@ class Recorded(gym.Env):
         return self._observation(), reward, is_over and self.index % 2 == 0, is_over and self.index % 2 == 1, {}
 
 
-class Recording(REINFORCE):
-    """Acts in the same way in the same state, and keeps what it has learned from."""
-
-    def collect_rollouts(self, env, *args, **kwargs):
-        for each in env.envs:  # Whatever has been played beyond the quota
-            each.unwrapped.episode = 10 * self._n_updates
-        return super().collect_rollouts(env, *args, **kwargs)
-
-    def _actor(self, n_envs):
-        return lambda obs: np.sin(13 * obs.sum(axis=1, keepdims=True)).astype(np.float32)
-
-    def _compute_gradient(self):
-        super()._compute_gradient()
-        self.gradients.append(flat([p.grad for p in self.policy.parameters() if p.grad is not None]))
-
-    def train(self):
-        super().train()
-        self.logged.append({key: value for key, value in self.logger.name_to_value.items() if not key.startswith("time/")})
-
-
-def flat(tensors):
-    return th.cat([tensor.detach().flatten() for tensor in tensors]).numpy().copy()
-
-
 def learn_case(kwargs):
-    """Two updates on the recorded episodes, each process with its own environments."""
+    """
+    Make two updates on the recorded episodes, each process with its own environments.
+
+    :return: Of each update, the step of the parameters, the gradient of the optimizer (if it made the step) and what was
+        logged; then the numbers of time steps and of episodes
+    """
     n_envs = N_ENVS // distributed.world_size()
     first = distributed.rank() * n_envs
     env = DummyVecEnv([lambda index=index: Monitor(Recorded(index)) for index in range(first, first + n_envs)])
-    model = Recording("MlpPolicy", env, seed=5, n_episodes=9, device="cpu", **kwargs)
-    model.gradients, model.logged = [], []
-    model.learn(1)
-    model.learn(1, reset_num_timesteps=False)
-    return model.gradients, model.logged, flat(model.policy.parameters()), model.num_timesteps, len(model.ep_info_buffer)
+    model = make_model(env, seed=5, n_episodes=9, **kwargs)
+    set_actions(model, lambda obs: np.sin(13 * obs.sum(axis=1, keepdims=True)).astype(np.float32))
+    gradients, steps, logs = record_gradients(model), [], []
+    for reset_num_timesteps in (True, False):
+        before = clone(model)
+        for each in env.envs:  # Whatever has been played beyond the quota
+            each.unwrapped.episode = 10 * model._n_updates
+        model.learn(1, reset_num_timesteps=reset_num_timesteps)
+        names = changed(model, before)
+        steps.append(vector_of({name: clone(model)[name] - before[name] for name in sorted(names)}))
+        logs.append({key: value for key, value in logged(model).items() if not key.startswith("time/")})
+    return steps, [vector_of(gradient) for gradient in gradients], logs, model.num_timesteps, len(model.ep_info_buffer)
 
 
 def gradients(out):
+    """Write what process 0 makes of all cases to a file."""
     outcomes = {name: learn_case(kwargs) for name, kwargs in CASES.items()}
     if distributed.rank() == 0:
         th.save(outcomes, out)
 
 
 def digest(model):
+    """Return all that processes must agree on after training."""
     parameters = b"".join(value.numpy().tobytes() for value in model.policy.state_dict().values())
     statistics = [(rms.mean.tolist(), rms.var.tolist(), rms.count) for rms in (model.env.obs_rms, model.env.ret_rms)]
-    return hashlib.sha256(parameters).hexdigest(), statistics, model.num_timesteps, model._kl_learning_rate_factor
+    return hashlib.sha256(parameters).hexdigest(), statistics, model.num_timesteps, hidden_state(model)
 
 
-def make_model(seed=3, **kwargs):
+def make_normalized_model(seed=3, **kwargs):
+    """Make a model of CartPole with a critic and normalization, whose steps are short."""
     env = VecNormalize(make_vec_env("CartPole-v1", 2, seed=seed))
     kwargs = dict(n_episodes=5, baseline="value", n_value_epochs=1, target_kl=1e-4) | kwargs
-    return REINFORCE("MlpPolicy", env, seed=seed, device="cpu", **kwargs)
+    return make_model(env, seed=seed, **kwargs)
 
 
 class Normed(FlattenExtractor):
+    """Features with batch normalization."""
+
     def __init__(self, observation_space):
         super().__init__(observation_space)
         self.norm = th.nn.BatchNorm1d(self.features_dim)
 
 
 class Stop(BaseCallback):
-    """Stops training in the middle of a rollout."""
+    """Stop the training in the middle of a rollout."""
 
     def _on_step(self):
         return self.n_calls < 200
 
 
 class Updates(BaseCallback):
-    """Stops training after 50 updates; only in process 0 is it called."""
+    """Stop the training after 20 updates; the callback is called in process 0 only."""
 
     def _on_step(self):
-        return self.model._n_updates < 50
+        return self.model._n_updates < 20
 
 
 def agreement(out):
-    """All processes end with the same model, and again when they start again."""
-    models = [make_model().learn(100_000, callback=Updates()) for _ in range(2)]
+    """Check that all processes end with the same model, and with the same one when they start again."""
+    models = [make_normalized_model().learn(100_000, callback=Updates()) for _ in range(2)]
     everywhere = distributed.gather([digest(model) for model in models])
-    assert everywhere[0][0] == everywhere[0][1], "Another run is another run"
+    assert everywhere[0][0] == everywhere[0][1], "Two runs from the same seed differ"
     assert all(each == everywhere[0] for each in everywhere), everywhere
-    assert models[0]._n_updates == 50
-    assert digest(make_model(seed=4).learn(500)) != digest(make_model(seed=5).learn(500))
+    assert models[0]._n_updates == 20
+    assert digest(make_normalized_model(seed=4).learn(500)) != digest(make_normalized_model(seed=5).learn(500))
 
     # Their samples are not the same, nor are their first observations
-    samples = distributed.gather((th.rand(1).item(), np.random.rand(), make_model().env.reset().tolist()))
+    samples = distributed.gather((th.rand(1).item(), np.random.rand(), make_normalized_model().env.reset().tolist()))
     assert all(a != b for a, b in zip(*samples, strict=True)), samples
 
-    model = make_model()
+    model = make_normalized_model()
     callback = Stop()
     model.learn(100_000, callback=callback)
     assert (callback.n_calls == 200) == (distributed.rank() == 0)
@@ -168,7 +166,7 @@ def agreement(out):
     assert path.with_suffix(".zip").exists() == (distributed.rank() == 0)
 
     # Without a seed, too
-    model = make_model(seed=None).learn(1)
+    model = make_normalized_model(seed=None).learn(1)
     assert len({str(digest) for digest in distributed.gather(digest(model))}) == 1
 
     for kwargs, message in (
@@ -177,16 +175,12 @@ def agreement(out):
         (dict(policy_kwargs=dict(net_arch=[2 + distributed.rank()])), "must train the same model: parameters is"),
         (dict(policy_kwargs=dict(features_extractor_class=Normed)), "Batch normalization is not supported"),
     ):
-        try:
-            make_model(**kwargs).learn(1)
-        except ValueError as error:
-            assert message in str(error), error
-        else:
-            raise AssertionError(message)
+        with raises(message):
+            make_normalized_model(**kwargs).learn(1)
 
 
-def statistics(out):
-    """Merged statistics are those of all that the processes have seen."""
+def statistics():
+    """Check that merged statistics are those of all that the processes have seen."""
     seen = np.random.default_rng(0).normal(3, 2, (distributed.world_size() + 1, 50, 4)) * [1, 10, 100, 1e-3]
     merged, expected = RunningMeanStd(shape=(4,)), RunningMeanStd(shape=(4,))
     for rms in (merged, expected):
@@ -207,16 +201,12 @@ def statistics(out):
     mean, var = distributed.mean_and_var(seen[distributed.rank(), : 20 + distributed.rank(), 2])
     everything = np.concatenate([seen[0, :20, 2], seen[1, :21, 2]])
     np.testing.assert_allclose([mean, var], [everything.mean(), everything.var()], rtol=1e-12)
-    try:
+    with pytest.raises(KeyError, match="key"):  # An error of process 0 is one of all
         distributed.on_first(lambda: {}["key"])
-    except KeyError as error:
-        assert error.args == ("key",)
-    else:
-        raise AssertionError("An error of process 0 is one of all")
 
 
 class Fault(gym.Wrapper):
-    """Something that happens to process 1 in its 500th step."""
+    """Let something happen to process 1 in its 200th step."""
 
     def __init__(self, env, kind):
         super().__init__(env)
@@ -224,7 +214,7 @@ class Fault(gym.Wrapper):
 
     def step(self, action):
         self.n_steps += 1
-        if self.n_steps == 500 and distributed.rank() == 1:
+        if self.n_steps == 200 and distributed.rank() == 1:
             if self.kind == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.kind == "hangs":
@@ -234,13 +224,41 @@ class Fault(gym.Wrapper):
 
 
 def fault(kind):
-    os.environ["SB3_REINFORCE_TIMEOUT"] = "5"
+    """Train until the fault happens."""
     env = make_vec_env("CartPole-v1", wrapper_class=Fault, wrapper_kwargs=dict(kind=kind))
     REINFORCE("MlpPolicy", env, seed=0, device="cpu").learn(100_000)
 
 
-if __name__ == "__main__":
+def process(variables, function, *args):
+    """Join the other processes of the group, and call a function."""
+    os.environ.update(variables)
     th.set_num_threads(1)
-    if sys.argv[1] != "fault":
-        distributed.join()
-    {"gradients": gradients, "agreement": agreement, "statistics": statistics, "fault": fault}[sys.argv[1]](sys.argv[2])
+    distributed.join()
+    try:
+        function(*args)
+    finally:  # So that the others do not wait for this one, should it fail
+        distributed.leave()
+
+
+def in_processes(n, function, *args):
+    """
+    Call a function in a group of processes, without torchrun, which takes seconds to start.
+
+    :param n: Number of processes
+    :param function: Function of a module
+    :param args: Its arguments
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SB3_REINFORCE_TIMEOUT": "60"}
+    with ProcessPoolExecutor(n, multiprocessing.get_context("forkserver")) as pool:
+        futures = [pool.submit(process, {**variables, "RANK": str(rank)}, function, *args) for rank in range(n)]
+        for future in futures:
+            future.result()
+
+
+if __name__ == "__main__":
+    os.environ["SB3_REINFORCE_TIMEOUT"] = "5"
+    th.set_num_threads(1)
+    fault(sys.argv[1])

@@ -3,15 +3,16 @@ from copy import deepcopy
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 
 class CountEnv(gym.Env):
     """
-    Episodes of a fixed length. The observation counts their steps, and the reward is the sum of the action.
+    Episodes of a fixed length, whose observation counts the steps and whose reward is the sum of the action.
 
     :param length: Steps per episode
-    :param truncate: Whether it is a time limit that ends them
+    :param truncate: Whether a time limit ends the episodes
     :param rewarded: Whether there is a reward
     """
 
@@ -40,9 +41,10 @@ class CountEnv(gym.Env):
 
 class TracingEnv(gym.Env):
     """
-    Episodes of a known length that tell where each step comes from: step ``t`` of episode ``e`` of environment ``i``
-    shows ``(i, e, t)`` and is worth ``1000 i + 100 e + 10 t + action``, which is exact in single precision.
-    An episode that is reset before its first step does not count.
+    Episodes of a known length that tell where each step comes from.
+
+    Step ``t`` of episode ``e`` of environment ``i`` shows ``(i, e, t)`` and is worth ``1000 i + 100 e + 10 t + action``,
+    which is exact in single precision. An episode that is reset before its first step does not count.
 
     :param env_idx: i
     :param length: Steps per episode, None: they never end
@@ -76,12 +78,12 @@ class TracingEnv(gym.Env):
 
 class SpacesEnv(gym.Env):
     """
-    Random observations and rewards, of any spaces.
+    Random observations and rewards in episodes of a fixed length, for any spaces.
 
     :param observation_space: Observation space
     :param action_space: Action space
     :param length: Steps per episode
-    :param truncate: Whether it is a time limit that ends them
+    :param truncate: Whether a time limit ends the episodes
     """
 
     def __init__(self, observation_space, action_space, length=4, truncate=False):
@@ -102,14 +104,22 @@ class SpacesEnv(gym.Env):
         return observation, reward, over and not self.truncate, over and self.truncate, {}
 
 
+class NoisyImageEnv(FakeImageEnv):
+    """SB3's random images with random rewards: SB3 pays none, from which nothing is learned."""
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float(np.random.normal()), terminated, truncated, info
+
+
 class Poison(gym.Wrapper):
     """
-    Replaces one value in every episode.
+    Replace one value in every episode.
 
     :param env: Environment
     :param what: "reward" or "observation" (the first key if it is a dict)
     :param step: Index of the step in its episode: the one that is rewarded, or that acts on the observation
-    :param value: What is there instead
+    :param value: The value to put there
     """
 
     def __init__(self, env, what, step, value):
@@ -138,12 +148,12 @@ class Poison(gym.Wrapper):
 
 
 class RecordVec(VecEnvWrapper):
-    """Keeps what has passed through since the last reset, one entry per step; ``observations`` are those acted on."""
+    """Record the steps since the last reset, one entry per step; ``observations`` holds those that were acted on."""
 
     def reset(self):
         self.observations, self.actions, self.rewards, self.dones = [], [], [], []
         observation = self.venv.reset()
-        # A copy, as what it wraps may overwrite the array
+        # A copy, as the wrapped environment may overwrite the array
         self._observation = deepcopy(observation)
         return observation
 
@@ -161,6 +171,8 @@ class RecordVec(VecEnvWrapper):
 
     def of_batch(self, column, quotas):
         """
+        Pick the rows of a batch from a column of the record.
+
         :param column: One entry per step, of all environments
         :param quotas: Number of episodes wanted from each environment
         :return: The rows of these episodes, one environment after the other

@@ -9,6 +9,7 @@ from torch import nn
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.actor import FastActor, is_plain
 from sb3_reinforce.policies import ReinforcePolicy
+from tests.helpers import collect, record_noise, set_noise
 
 OBS_SPACES = {"vector": spaces.Box(-1, 1, (4,), np.float64), "matrix": spaces.Box(-1, 1, (2, 3))}
 ACTION_SPACES = {
@@ -39,7 +40,7 @@ def observations(policy, n_envs):
 
 
 def reference(policy, obs, noise):
-    """:return: What the policy's own distribution makes of this noise"""
+    """Return the actions that the policy's own distribution makes of this noise."""
     with th.no_grad():
         distribution = policy.get_distribution(th.as_tensor(obs, dtype=th.float32)).distribution
     noise = th.as_tensor(noise)
@@ -56,13 +57,11 @@ def reference(policy, obs, noise):
 
 
 def assert_same(policy, n_envs=3):
-    """The same noise, the same actions."""
+    """Check that the same noise gives the same actions as with the policy's own distribution."""
     assert is_plain(policy)
     actor = FastActor(policy, n_envs)
     obs = observations(policy, n_envs)
-    draws = []
-    draw_noise = actor._next_noise
-    actor._next_noise = lambda: draws.append(draw_noise()) or draws[-1]
+    draws = record_noise(actor)
     for _ in range(10):
         before = obs.copy()
         actions = actor(obs)
@@ -89,7 +88,7 @@ def test_state_dependent_std(std, n_envs):
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("kwargs", [{}, dict(net_arch=[]), dict(full_std=False), dict(squash_output=True)])
 def test_sde(kwargs, n_envs):
-    """The policy holds the noise: the same actions, also when there is other noise."""
+    """The policy holds the noise: the actions are the same, also after the noise is sampled anew."""
     policy = make_policy("box matrix", use_sde=True, **kwargs)
     assert is_plain(policy)
     actor, obs, actions = FastActor(policy, n_envs), observations(policy, n_envs), []
@@ -116,8 +115,9 @@ def test_other_arguments(kwargs):
 @pytest.mark.parametrize("action", ["box", "discrete", "multi-discrete", "multi-binary"])
 def test_distribution(action):
     """
-    Moments of 40000 samples lie within 5 standard errors of the policy's own: a false alarm comes once in a million, and an
-    error of a twentieth of a standard deviation is found (10 standard errors).
+    Compare the moments of 40000 samples with those of the policy, at 5 standard errors.
+
+    A false alarm comes once in a million; an error of a twentieth of a standard deviation (10 standard errors) is found.
     """
     policy = make_policy(action)
     obs = np.repeat(observations(policy, 1), 1000, axis=0)
@@ -170,7 +170,7 @@ def test_changed_weights(change, kwargs):
         parameter.data.add_(1.0)
     change(policy, other)
     obs, noise = observations(policy, 3), np.ones((3, 1), np.float32)
-    actor._next_noise = lambda: noise
+    set_noise(actor, noise)
     np.testing.assert_allclose(actor(obs), reference(other, obs, noise), rtol=1e-5)
 
 
@@ -215,7 +215,13 @@ def test_hooks_are_not_plain():
     ],
     ids=["box", "discrete observations", "images", "dict"],
 )
-def test_which_is_used(policy, env, library, capsys):
+def test_which_is_used(policy, env, library, capsys, monkeypatch):
+    """The model says with which library it samples, and asks PyTorch for a distribution only if it samples with it."""
     model = REINFORCE(policy, env, n_episodes=2, verbose=1)
     assert capsys.readouterr().out.count(f"Sampling actions with {library}\n") == 1
-    assert isinstance(model._actor(1), FastActor) == (library == "NumPy")
+    # Counted there, as a hook on the policy is a reason to sample with PyTorch
+    distribution, calls = model.policy.action_dist, []
+    make = distribution.proba_distribution
+    monkeypatch.setattr(distribution, "proba_distribution", lambda *args, **kwargs: calls.append(1) or make(*args, **kwargs))
+    collect(model)
+    assert len(calls) == (0 if library == "NumPy" else model.num_timesteps)

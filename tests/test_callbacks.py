@@ -17,25 +17,21 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 from tests.envs import CountEnv
+from tests.helpers import Batches, batch_of, count_envs, make_model, weights, whole_episodes
 
 LENGTH = 5
 
 
-def weights(model):
-    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
-
-
-def make_model(n_envs=1, **kwargs):
-    env = DummyVecEnv([lambda: Monitor(CountEnv(LENGTH))] * n_envs)
-    return REINFORCE("MlpPolicy", env, **{"n_episodes": 2 * n_envs, "seed": 0, **kwargs})
+def counting_model(n_envs=1, **kwargs):
+    """Make a model whose rollouts hold two episodes of each environment: ten time steps of all."""
+    return make_model(count_envs(n_envs), **{"n_episodes": 2 * n_envs, **kwargs})
 
 
 class CountCallback(BaseCallback):
-    """Count the calls, and stop at the given one."""
+    """Count the calls, and stop the training at the given one."""
 
     def __init__(self, stop_at=None):
         super().__init__()
@@ -59,23 +55,6 @@ class CountCallback(BaseCallback):
         self.n_training_ends += 1
 
 
-class BatchCallback(BaseCallback):
-    """Check that the batches hold complete episodes, from their first step to their last one."""
-
-    def _on_training_start(self):
-        self.n_batches = 0
-
-    def _on_step(self):
-        return True
-
-    def _on_rollout_end(self):
-        self.n_batches += 1
-        buffer = self.locals["rollout_buffer"]
-        (batch,) = buffer.get()
-        np.testing.assert_array_equal(buffer.lengths, np.full(buffer.n_episodes, LENGTH))
-        np.testing.assert_array_equal(batch.observations.flatten(), np.tile(np.arange(LENGTH), buffer.n_episodes))
-
-
 def test_eval_callback(tmp_path):
     callback = EvalCallback(
         Monitor(CountEnv(LENGTH)),
@@ -85,7 +64,7 @@ def test_eval_callback(tmp_path):
         best_model_save_path=str(tmp_path),
         verbose=0,
     )
-    model = make_model().learn(60, callback=callback)
+    model = counting_model().learn(60, callback=callback)
     with np.load(tmp_path / "evaluations.npz") as file:
         evaluations = dict(file)
     np.testing.assert_array_equal(evaluations["timesteps"], np.arange(7, 61, 7))
@@ -96,19 +75,19 @@ def test_eval_callback(tmp_path):
     best_model = REINFORCE.load(tmp_path / "best_model")
     assert best_model.num_timesteps == evaluations["timesteps"][means.argmax()]
     # Evaluation leaves no trace in the training
-    assert th.equal(weights(model), weights(make_model().learn(60)))
+    assert th.equal(weights(model), weights(counting_model().learn(60)))
 
 
 def test_checkpoint_callback(tmp_path):
     callback = CheckpointCallback(save_freq=7, save_path=str(tmp_path), name_prefix="count")
-    make_model(n_envs=2).learn(40, callback=callback)
+    counting_model(n_envs=2).learn(40, callback=callback)
     assert set(os.listdir(tmp_path)) == {"count_14_steps.zip", "count_28_steps.zip"}
     assert REINFORCE.load(tmp_path / "count_28_steps").num_timesteps == 28
 
 
 @pytest.mark.parametrize("n_envs, max_episodes", [(1, 1), (1, 2), (2, 3)])
 def test_stop_training_on_max_episodes(n_envs, max_episodes):
-    model = make_model(n_envs).learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes))
+    model = counting_model(n_envs).learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes))
     assert model.num_timesteps == n_envs * max_episodes * LENGTH
 
 
@@ -117,26 +96,26 @@ def test_stop_training_on_reward_threshold(threshold, num_timesteps):
     callback = EvalCallback(
         Monitor(CountEnv()), callback_on_new_best=StopTrainingOnRewardThreshold(threshold), eval_freq=7, verbose=0
     )
-    assert make_model().learn(40, callback=callback).num_timesteps == num_timesteps
+    assert counting_model().learn(40, callback=callback).num_timesteps == num_timesteps
 
 
 def test_stop_training_on_no_model_improvement():
-    # Nothing is learned: it is the fourth evaluation that makes two without improvement after the first two
+    # Nothing is learned: after the fourth evaluation, the two after the first two have brought no improvement
     stop = StopTrainingOnNoModelImprovement(max_no_improvement_evals=1, min_evals=2)
     callback = EvalCallback(Monitor(CountEnv()), callback_after_eval=stop, eval_freq=7, verbose=0)
-    assert make_model(learning_rate=0).learn(1000, callback=callback).num_timesteps == 4 * 7
+    assert counting_model(learning_rate=0).learn(1000, callback=callback).num_timesteps == 4 * 7
 
 
 def test_every_n_timesteps():
     event = CountCallback()
-    make_model(n_envs=2).learn(40, callback=EveryNTimesteps(n_steps=8, callback=event))
+    counting_model(n_envs=2).learn(40, callback=EveryNTimesteps(n_steps=8, callback=event))
     assert event.n_calls == 5
     assert event.num_timesteps == 40
     assert "dones" in event.locals
 
 
 def test_log_every_n_timesteps(tmp_path):
-    model = make_model()
+    model = counting_model()
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(30, callback=LogEveryNTimesteps(n_steps=8), log_interval=None)
     model.logger.close()
@@ -154,7 +133,7 @@ def test_progress_bar(monkeypatch):
         on_training_end(self)
 
     monkeypatch.setattr(ProgressBarCallback, "_on_training_end", record)
-    model = make_model(n_envs=3).learn(40, progress_bar=True)
+    model = counting_model(n_envs=3).learn(40, progress_bar=True)
     model.learn(20, progress_bar=True, reset_num_timesteps=False)
     # Rollouts are 30 steps long
     assert progress == [(60, 40), (30, 20)]
@@ -163,7 +142,7 @@ def test_progress_bar(monkeypatch):
 @pytest.mark.parametrize("kind", [CallbackList, list])
 def test_callback_list(kind):
     callbacks = [CountCallback(), CountCallback()]
-    make_model(n_envs=2).learn(60, callback=kind(callbacks))
+    counting_model(n_envs=2).learn(60, callback=kind(callbacks))
     for callback in callbacks:
         assert callback.n_calls == 30
         assert callback.n_rollout_starts == callback.n_rollout_ends == 3
@@ -177,15 +156,15 @@ def test_function_callback():
         total_rewards.append(locals_["rewards"].sum())
         return len(total_rewards) < 7
 
-    assert make_model(n_envs=2).learn(60, callback=callback).num_timesteps == 14
+    assert counting_model(n_envs=2).learn(60, callback=callback).num_timesteps == 14
     assert len(total_rewards) == 7
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("stop_at", [1, 3, 5, 10, 13])
 def test_stop(n_envs, stop_at):
-    """Rollouts are ten steps long: in the middle and at the end of an episode and of a rollout, and in the second one."""
-    model = make_model(n_envs)
+    """Stop in the middle and at the end of an episode and of a rollout of ten steps, and in the second rollout."""
+    model = counting_model(n_envs)
     callback = CountCallback(stop_at)
     model.learn(1000, callback=callback)
     n_updates = (stop_at - 1) // 10
@@ -194,9 +173,9 @@ def test_stop(n_envs, stop_at):
     assert th.equal(weights(model), callback.weights)
     assert callback.n_training_ends == 1
 
-    batches = BatchCallback()
+    batches = whole_episodes()
     model.learn(20 * n_envs, callback=batches, reset_num_timesteps=False)
-    assert batches.n_batches == 2
+    assert len(batches.results) == 2
     assert model.num_timesteps == (stop_at + 20) * n_envs
     assert model._n_updates == n_updates + 2
     assert not th.equal(weights(model), callback.weights)
@@ -226,8 +205,7 @@ def test_locals():
 
         def _on_rollout_end(self):
             self.n_batches += 1
-            buffer = self.locals["rollout_buffer"]
-            (batch,) = buffer.get()
+            buffer, batch = self.model.rollout_buffer, batch_of(self.model)
             # The buffer has the episodes end to end, environment by environment
             np.testing.assert_array_equal(buffer.rewards, np.transpose(self.rewards).flatten())
             np.testing.assert_array_equal(batch.actions, np.concatenate(np.swapaxes(self.actions, 0, 1)))
@@ -235,39 +213,28 @@ def test_locals():
             self.rewards, self.dones, self.actions = [], [], []
 
     callback = LocalsCallback()
-    make_model(n_envs=3, policy_kwargs=dict(log_std_init=1.0)).learn(60, callback=callback)
+    counting_model(n_envs=3, policy_kwargs=dict(log_std_init=1.0)).learn(60, callback=callback)
     assert callback.n_batches == 2
-
-
-class RewardCallback(BaseCallback):
-    """Reward the actions at the end of the rollout."""
-
-    def __init__(self, in_place):
-        super().__init__()
-        self.in_place = in_place
-
-    def _on_step(self):
-        return True
-
-    def _on_rollout_end(self):
-        buffer = self.locals["rollout_buffer"]
-        (batch,) = buffer.get()
-        rewards = batch.actions.clamp(-1, 1).numpy().sum(axis=1)
-        if self.in_place:
-            buffer.rewards[:] = rewards
-        else:
-            buffer.rewards = rewards
 
 
 @pytest.mark.parametrize("baseline", [None, "timestep", "value"])
 @pytest.mark.parametrize("in_place", [True, False])
 def test_rewards_after_the_fact(baseline, in_place):
+    """A callback can reward the actions at the end of the rollout."""
+
+    def reward(buffer):
+        (batch,) = buffer.get()
+        rewards = batch.actions.clamp(-1, 1).numpy().sum(axis=1)
+        if in_place:
+            buffer.rewards[:] = rewards
+        else:
+            buffer.rewards = rewards
+
     def learn(rewarded, callback=None):
-        env = DummyVecEnv([lambda: CountEnv(LENGTH, rewarded=rewarded)] * 2)
-        model = REINFORCE("MlpPolicy", env, n_episodes=4, baseline=baseline, seed=0)
+        model = make_model(count_envs(2, rewarded=rewarded), baseline=baseline)
         return weights(model.learn(60, callback=callback))
 
-    after_the_fact = learn(False, RewardCallback(in_place))
+    after_the_fact = learn(False, Batches(reward))
     assert th.equal(after_the_fact, learn(True))
     assert not th.equal(after_the_fact, learn(False))
 
@@ -275,14 +242,16 @@ def test_rewards_after_the_fact(baseline, in_place):
 def test_env_is_stepped_before_the_first_rollout():
     """Rollouts start from a reset, whatever happened to the environment since the training started."""
 
-    class StepCallback(BatchCallback):
+    class Step(BaseCallback):
         def _on_training_start(self):
-            super()._on_training_start()
             self.training_env.step(np.zeros((1, 2)))
 
-    callback = StepCallback()
-    make_model().learn(20, callback=callback)
-    assert callback.n_batches == 2
+        def _on_step(self):
+            return True
+
+    batches = whole_episodes()
+    counting_model().learn(20, callback=[Step(), batches])
+    assert len(batches.results) == 2
 
 
 def test_keyboard_interrupt(tmp_path):
@@ -291,7 +260,7 @@ def test_keyboard_interrupt(tmp_path):
             raise KeyboardInterrupt
         return True
 
-    model = make_model(n_envs=2)
+    model = counting_model(n_envs=2)
     with pytest.raises(KeyboardInterrupt):
         model.learn(1000, callback=interrupt)
     assert model.num_timesteps == 2 * 13
@@ -301,9 +270,9 @@ def test_keyboard_interrupt(tmp_path):
 
     for resumed in (loaded, model):
         before = weights(resumed)
-        batches = BatchCallback()
+        batches = whole_episodes()
         resumed.learn(20, callback=batches, reset_num_timesteps=False)
-        assert batches.n_batches == 1
+        assert len(batches.results) == 1
         assert resumed.num_timesteps == 2 * 23
         assert resumed._n_updates == 2
         assert not th.equal(weights(resumed), before)

@@ -1,15 +1,16 @@
 """Training states: a resumed run is the undisturbed one, bit for bit."""
 
+import hashlib
 import json
-import os
+import multiprocessing
 import pickle
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import gymnasium as gym
@@ -30,15 +31,17 @@ from sb3_reinforce.checkpoint import (
     find_states,
     load_latest,
     load_state,
+    lock,
     restore_env,
 )
 from tests.envs import SpacesEnv
+from tests.helpers import assert_same, hidden_state
 
 DICT = spaces.Dict(vector=spaces.Box(-1, 1, (2,)), cell=spaces.Discrete(3))
 
 
 class Noisy(gym.Wrapper):
-    """Rewards with noise from the environment's generator, and episodes of random length."""
+    """Add noise from the environment's generator to the rewards, and end episodes at random."""
 
     def reset(self, **kwargs):
         result = self.env.reset(**kwargs)
@@ -78,7 +81,7 @@ N_STEPS = 900
 
 
 class Counts(BaseCallback):
-    """What it counts is to be the same, whenever it starts to count."""
+    """Count rollouts and steps: a resumed run must count on from the saved state."""
 
     n_rollouts = 0
 
@@ -94,22 +97,18 @@ class Counts(BaseCallback):
 
 
 class History(BaseCallback):
-    """Keeps what has happened since the run was started or resumed."""
+    """Keep the rewards since the run was started or resumed."""
 
     def _on_training_start(self):
         self.rewards = {}
-        self.logged = {}
 
     def _on_step(self):
         self.rewards[self.num_timesteps] = self.locals["rewards"].tolist()
         return True
 
-    def _on_rollout_start(self):
-        keys = ("train/approx_kl", "train/learning_rate", "train/policy_loss")
-        self.logged[self.num_timesteps] = [self.logger.name_to_value.get(key) for key in keys]
-
 
 def callbacks(folder, make):
+    """Make the callbacks of a run: one that keeps the rewards, and the list of all."""
     eval_env = make()
     eval_env.training = False  # Of VecNormalize
     evaluation = EvalCallback(eval_env, n_eval_episodes=2, eval_freq=100, log_path=str(folder / "evaluations"), verbose=0)
@@ -118,26 +117,31 @@ def callbacks(folder, make):
 
 
 def policy_of(case):
+    """Return the policy that goes with the observations of a case."""
     return "MultiInputPolicy" if "dict" in case else "MlpPolicy"
 
 
 def fingerprint(model):
-    """All that a run has to show."""
+    """Return all that a run leaves: parameters, optimizers, random generators, statistics, counters, episodes."""
     generators = [th.get_rng_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), random.getstate()]
-    parameters = {name: value.numpy().tobytes() for name, value in model.policy.state_dict().items()}
-    optimizers = []
-    for optimizer in (model.policy.optimizer, model.value_optimizer):
-        state = optimizer.state_dict()
-        optimizers.append({key: [v.numpy().tobytes() if isinstance(v, th.Tensor) else v for v in entry.values()]
-                           for key, entry in state["state"].items()})  # fmt: skip
-        optimizers.append([{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]])
     normalizer = model.get_vec_normalize_env()
     statistics = normalizer and [
         rms.var.tobytes() for rms in (getattr(normalizer, "obs_rms", None), normalizer.ret_rms) if rms
     ]
-    counters = (model.num_timesteps, model._n_updates, model._kl_learning_rate_factor, model._total_timesteps)
+    counters = (model.num_timesteps, model._n_updates, model._total_timesteps, hidden_state(model))
     episodes = [(episode["r"], episode["l"]) for episode in model.ep_info_buffer]
-    return parameters, optimizers, generators, statistics, counters, episodes
+    # As bytes, so that all can be compared with ==
+    parameters = repr_of(model.get_parameters())
+    return parameters, generators, statistics, counters, episodes
+
+
+def repr_of(value):
+    """Return a nested structure with its tensors as bytes."""
+    if isinstance(value, dict):
+        return {key: repr_of(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [repr_of(part) for part in value]
+    return value.numpy().tobytes() if isinstance(value, th.Tensor) else value
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -168,102 +172,115 @@ def test_a_resumed_run_is_the_undisturbed_one(case, tmp_path):
         assert found["results"].tolist() == evaluations["results"].tolist()
 
 
-def test_without_the_state_it_is_another_run(tmp_path):
-    """What the test above is able to notice."""
+@pytest.mark.parametrize("disturb", ["environment", "PyTorch"])
+def test_one_number_of_a_generator_makes_another_run(disturb, tmp_path):
+    """The test above notices a generator that is not restored."""
     make, _ = CASES["one environment"]
-    _, callback = callbacks(tmp_path, make)
-    model = REINFORCE("MlpPolicy", make(), seed=3, device="cpu").learn(N_STEPS, callback=callback)
-    expected = fingerprint(model)
-    state = find_states(tmp_path / "states")[1]
-    for key in ("env", "torch"):
-        broken = REINFORCE.resume(state, env=make())
-        if key == "env":
-            broken._state_to_restore["processes"][0]["env"]["generators"][0]["state"]["state"] += 2
-        else:
-            th.manual_seed(5)
-            broken._state_to_restore["processes"][0]["torch"] = th.get_rng_state().numpy()
-        _, callback = callbacks(tmp_path / key, make)
-        broken.learn(N_STEPS, callback=callback)
-        assert fingerprint(broken) != expected
+    _, callback = callbacks(tmp_path / "one", make)
+    expected = fingerprint(REINFORCE("MlpPolicy", make(), seed=3, device="cpu").learn(N_STEPS, callback=callback))
+    state = find_states(tmp_path / "one/states")[1]
+    resumed = REINFORCE.resume(state, env=make())
+    history, callback = callbacks(tmp_path / "two", make)
+    first_step, on_step = resumed.num_timesteps + 1, history._on_step
+
+    def draw_after_the_first_step():
+        if resumed.num_timesteps == first_step:
+            resumed.env.envs[0].unwrapped.np_random.random() if disturb == "environment" else th.rand(1)
+        return on_step()
+
+    history._on_step = draw_after_the_first_step
+    resumed.learn(N_STEPS, callback=callback)
+    assert fingerprint(resumed) != expected
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from stable_baselines3.common.env_util import make_vec_env
-from sb3_reinforce import REINFORCE
-from sb3_reinforce.checkpoint import TrainingStateCallback, find_states
-folder = Path(sys.argv[1])
-env = make_vec_env("Pendulum-v1", 2, seed=1)
-if find_states(folder):
-    model = REINFORCE.resume(folder, env=env)
-else:
-    model = REINFORCE("MlpPolicy", env, seed=3, n_episodes=2, device="cpu")
-print("ready", flush=True)
-model.learn(40_000, callback=TrainingStateCallback(400, folder))
-model.save(folder / "last")
-"""
+RUN_LENGTH = 15_000
+
+
+def train_to_the_end(folder, is_ready):
+    """Start a run, or go on with it, and save the model at the end."""
+    th.set_num_threads(1)
+    env = make_vec_env("Pendulum-v1", 2, seed=1)
+    if find_states(folder):
+        model = REINFORCE.resume(folder, env=env)
+    else:
+        model = REINFORCE("MlpPolicy", env, seed=3, n_episodes=2, device="cpu")
+    is_ready.set()
+    model.learn(RUN_LENGTH, callback=TrainingStateCallback(400, folder))
+    model.save(folder / "last")
 
 
 def start(folder):
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder)]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environ, stdout=subprocess.PIPE)
+    """Start a process that trains, and wait until it does."""
+    context = multiprocessing.get_context("forkserver")
+    is_ready = context.Event()
+    process = context.Process(target=train_to_the_end, args=(folder, is_ready))
+    process.start()
+    assert is_ready.wait(timeout=300)
+    return process
 
 
 def finish(folder):
+    """Train to the end in another process."""
     process = start(folder)
-    process.communicate(timeout=900)
-    assert process.returncode == 0
+    process.join()
+    assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_killed_processes(tmp_path):
     """Killed again and again at random moments, the run ends as the undisturbed one does."""
     finish(tmp_path / "undisturbed")
     folder = tmp_path / "killed"
     rng = random.Random(0)
-    n_kills = 0
-    while n_kills < 4:
+    for _ in range(4):
         process = start(folder)
-        process.stdout.readline()
         time.sleep(rng.uniform(0.05, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        n_kills += 1
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     finish(folder)
     models = [REINFORCE.load(path / "last.zip") for path in (tmp_path / "undisturbed", folder)]
-    first, second = (model.policy.state_dict() for model in models)
-    assert all(th.equal(first[name], second[name]) for name in first)
-    assert models[0].num_timesteps == models[1].num_timesteps >= 40_000
+    assert_same(models[0].policy.state_dict(), models[1].policy.state_dict())
+    assert models[0].num_timesteps == models[1].num_timesteps >= RUN_LENGTH
     assert not list(folder.glob("*.part"))
 
 
-@pytest.fixture
-def states(tmp_path):
-    """Two states of a run."""
-    callback = TrainingStateCallback(30, tmp_path / "states", keep=2)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with two states of a run."""
+    folder = tmp_path_factory.mktemp("saved") / "states"
+    callback = TrainingStateCallback(30, folder, keep=2)
     REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, n_episodes=2).learn(200, callback=callback)
-    found = find_states(tmp_path / "states")
-    assert len(found) == 2  # Of more
-    return found
+    assert len(find_states(folder)) == 2  # Of more
+    return folder
+
+
+@pytest.fixture
+def states(saved, tmp_path):
+    """The two states, in a folder that the test may change."""
+    shutil.copytree(saved, tmp_path / "states")
+    return find_states(tmp_path / "states")
 
 
 def truncate(path):
+    """Cut the file in half."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def flip(path):
+    """Flip a bit."""
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 16
     path.write_bytes(content)
 
 
 def empty(path):
+    """Leave nothing in the file."""
     path.write_bytes(b"")
 
 
 def foreign(path):
+    """Put a model of SB3 in the place of the state."""
     REINFORCE("MlpPolicy", "CartPole-v1").save(path)
     path.with_suffix(".state.zip").replace(path) if path.with_suffix(".state.zip").exists() else None
 
@@ -279,7 +296,7 @@ def test_damaged_states_are_refused_and_the_one_before_is_used(states, damage):
 
 
 def test_every_flipped_bit_is_found(states):
-    """Of the contents of the members; where the archive is still the same, nothing is lost."""
+    """A flipped bit is an error, unless the state reads as before: zip holds some of its fields twice."""
     content = states[0].read_bytes()
     expected = load_state(states[0])
     rng = random.Random(0)
@@ -297,14 +314,24 @@ def test_every_flipped_bit_is_found(states):
     assert n_refused > 190
 
 
+def replace_members(path, **contents):
+    """Write other contents into members of the archive, ``model_zip`` for ``model.zip``, with the checksums that belong."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(members["manifest.json"])
+    for name, content in contents.items():
+        member = name.replace("_", ".")
+        members[member] = content(manifest) if callable(content) else content
+        if member in manifest["sha256"]:
+            manifest["sha256"][member] = hashlib.sha256(content).hexdigest()
+            members["manifest.json"] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+
+
 def test_another_version(states):
-    with zipfile.ZipFile(states[0]) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    manifest = json.loads(contents["manifest.json"])
-    contents["manifest.json"] = json.dumps({**manifest, "version": 99}).encode()
-    with zipfile.ZipFile(states[0], "w") as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
+    replace_members(states[0], manifest_json=lambda manifest: json.dumps({**manifest, "version": 99}))
     with pytest.raises(ValueError, match="is a training state of version 99, this package reads version 2"):
         load_latest(states[0])
 
@@ -323,17 +350,7 @@ def test_reading_a_state_executes_nothing(states, tmp_path):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "exploded",))
 
-    import hashlib
-
-    with zipfile.ZipFile(states[0]) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    contents["model.zip"] = pickle.dumps(Bomb())
-    manifest = json.loads(contents["manifest.json"])
-    manifest["sha256"]["model.zip"] = hashlib.sha256(contents["model.zip"]).hexdigest()
-    contents["manifest.json"] = json.dumps(manifest).encode()
-    with zipfile.ZipFile(states[0], "w") as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
+    replace_members(states[0], model_zip=pickle.dumps(Bomb()))
     _, model = load_state(states[0])
     assert not (tmp_path / "exploded").exists()
     pickle.loads(model)
@@ -374,7 +391,7 @@ def test_statistics_are_found_by_their_keys():
 
 
 def test_folder_of_another_run(states):
-    """Its states are not mixed with those of the new run, nor removed."""
+    """The states of the other run are neither mixed with those of the new run nor removed."""
     model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1"), n_episodes=2)
     with pytest.raises(ValueError, match="holds training states of another run"):
         model.learn(200, callback=TrainingStateCallback(30, states[0].parent))
@@ -404,7 +421,7 @@ def test_a_prefix_that_begins_with_another(tmp_path):
 
 
 class Refers(BaseCallback):
-    """Asks another callback to stop the training, after 100 steps."""
+    """Ask another callback to stop the training, after 100 steps."""
 
     other = None
 
@@ -462,7 +479,7 @@ def test_full_disk(states, tmp_path):
 
 
 class HiddenSpace(gym.Wrapper):
-    """Uses the generator of its space."""
+    """Use the generator of the observation space, which is out of reach in another process."""
 
     def reset(self, **kwargs):
         self.observation_space.seed(0)
@@ -477,32 +494,42 @@ def test_what_cannot_be_restored_is_said(tmp_path):
     env.close()
 
 
-TRAINER = """
-import sys
-from pathlib import Path
-from sb3_reinforce.checkpoint import lock
-claim = lock(Path(sys.argv[1]))
-print("claimed", flush=True)
-sys.stdin.read()
-"""
+def claim(folder, is_claimed, is_over):
+    """Hold the folder as a run that is still training does."""
+    claimed = lock(folder)
+    is_claimed.set()
+    is_over.wait()
+    del claimed
+
+
+@contextmanager
+def claimed_by_another_process(folder):
+    """Let another process hold the folder, and kill the process in the end."""
+    context = multiprocessing.get_context("forkserver")
+    is_claimed, is_over = context.Event(), context.Event()
+    other = context.Process(target=claim, args=(folder, is_claimed, is_over))
+    other.start()
+    try:
+        assert is_claimed.wait(timeout=300)
+        yield
+    finally:
+        other.kill()
+        other.join()
 
 
 def test_a_run_that_is_still_training_is_left_alone(states):
     folder = states[0].parent
-    command = [sys.executable, "-c", TRAINER, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "claimed\n"
-        model = REINFORCE.resume(folder, env=make_vec_env("CartPole-v1"))
+    model = REINFORCE.resume(folder, env=make_vec_env("CartPole-v1"))
+    with claimed_by_another_process(folder):
         with pytest.raises(ValueError, match="is still training, in another process"):
             model.learn(200, callback=TrainingStateCallback(30, folder))
-        other.kill()
     # Whoever is dead holds nothing, and whoever has failed can try again
     failing = CallbackList([TrainingStateCallback(30, folder), Counts()])
     with pytest.raises(ValueError, match="this one has"):
         REINFORCE.resume(folder, env=make_vec_env("CartPole-v1")).learn(200, callback=failing)
     model.learn(200, callback=TrainingStateCallback(30, folder))
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "claimed\n"
+    with claimed_by_another_process(folder):
+        pass
 
 
 def test_other_versions_of_packages(states, monkeypatch):

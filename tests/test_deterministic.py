@@ -5,18 +5,18 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_reinforce import REINFORCE
+from tests.helpers import weights
 
 PENDULUM = "InvertedPendulum-v4"
 
 
 def learn(seed=0, env_id=PENDULUM, n_envs=1, vec_env_cls=None, **kwargs):
-    """:return: The parameters, and the return and length of each episode"""
+    """Train, and return the parameters, and the return and length of each episode."""
     env = make_vec_env(env_id, n_envs, vec_env_cls=vec_env_cls)
     model = REINFORCE("MlpPolicy", env, n_episodes=6, seed=seed, **kwargs).learn(300 * n_envs)
     env.close()
     assert model._n_updates > 1
-    parameters = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
-    return parameters, [(info["r"], info["l"]) for info in model.ep_info_buffer]
+    return weights(model), [(info["r"], info["l"]) for info in model.ep_info_buffer]
 
 
 @pytest.mark.parametrize(
@@ -50,5 +50,4 @@ def test_seeds_differ(env_id):
 def test_env_by_name_is_seeded_as_one_that_is_passed():
     by_name = REINFORCE("MlpPolicy", "CartPole-v1", seed=3).learn(1)
     passed = REINFORCE("MlpPolicy", gym.make("CartPole-v1"), seed=3).learn(1)
-    for parameter, same in zip(by_name.policy.parameters(), passed.policy.parameters(), strict=True):
-        assert th.equal(parameter, same)
+    assert th.equal(weights(by_name), weights(passed))

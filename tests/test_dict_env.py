@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
 from sb3_reinforce import REINFORCE
 from tests.envs import RecordVec, SpacesEnv
+from tests.helpers import batch_of, changed, clone, make_model
 
 VECTOR = spaces.Box(-5, 5, (3,), dtype=np.float64)
 IMAGE = spaces.Box(0, 255, (36, 40, 1), dtype=np.uint8)
@@ -21,13 +21,12 @@ def make_env(n_envs=1, **observation_spaces):
 
 
 def learn(env, **kwargs):
-    """Two episodes of each environment."""
-    kwargs = {"n_episodes": 2 * env.num_envs, "seed": 0, "device": "cpu", **kwargs}
-    model = REINFORCE("MultiInputPolicy", env, policy_kwargs=dict(net_arch=[8]), **kwargs)
-    before = [parameter.clone() for parameter in model.policy.parameters()]
+    """Learn from two episodes of each environment, and return the model and the batch."""
+    model = make_model(env, "MultiInputPolicy", n_episodes=2 * env.num_envs, policy_kwargs=dict(net_arch=[8]), **kwargs)
+    before = clone(model)
     model.learn(1)
-    assert not all(th.equal(*pair) for pair in zip(before, model.policy.parameters(), strict=True))
-    return model, next(model.rollout_buffer.get())
+    assert changed(model, before)
+    return model, batch_of(model)
 
 
 def assert_batch_is_what_was_shown(batch, env, keys):
@@ -85,8 +84,7 @@ def test_vec_normalize():
 def test_grid_world():
     env = SimpleMultiObsEnv(random_start=False)
     env.max_count = 5
-    model = REINFORCE("MultiInputPolicy", env, n_episodes=2, seed=0, device="cpu").learn(1)
-    observations = next(model.rollout_buffer.get()).observations
+    observations = batch_of(make_model(env, "MultiInputPolicy", n_episodes=2).learn(1)).observations
     assert observations["img"].shape == (12, 1, 64, 64)
     np.testing.assert_array_equal(observations["vec"][[0, 6]], np.float32([env.state_mapping[0]["vec"]] * 2))
 

@@ -33,7 +33,7 @@ def random_actions(env, seed, n_steps):
 
 
 def play(env, actions):
-    """:return: Observations, rewards and dones"""
+    """Play the actions, and return observations, rewards and dones."""
     obs = env.reset()
     steps = [env.step(action)[:3] for action in actions]
     return np.array([obs, *(step[0] for step in steps)]), *(np.array([step[i] for step in steps]) for i in (1, 2))
@@ -45,7 +45,7 @@ def assert_same_trajectories(one, other):
 
 
 def kinds(value):
-    """:return: Types, dtypes, shapes and keys"""
+    """Return types, dtypes, shapes and keys of a nested structure, without its values."""
     if isinstance(value, dict):
         return {key: kinds(element) for key, element in value.items()}
     if isinstance(value, list):
@@ -75,7 +75,7 @@ def test_steps_look_as_those_of_dummy_vec_env(env_id):
 
 
 def test_episode_ends_as_in_dummy_vec_env():
-    """Both start from the same states, and get the same actions until all have fallen once"""
+    """Both start from the same states, and get the same actions until all pendulums have fallen once."""
     pool, dummy = EnvPoolVecEnv(ENV_ID, n_envs=4, seed=1), make_vec_env(ENV_ID, n_envs=4)
     obs = pool.reset()
     dummy.reset()
@@ -375,7 +375,7 @@ def test_environments_past_their_quota_are_left_alone():
 
 
 def test_environments_past_their_quota_do_not_repeat_themselves_in_the_statistics():
-    """They are stepped, as those of other vectorized environments are."""
+    """With statistics of normalization, all environments are stepped, as other vectorized environments do."""
     env = VecNormalize(EnvPoolVecEnv(ENV_ID, 4, seed=100))
     model = REINFORCE("MlpPolicy", env, n_episodes=5, seed=100).learn(1)
     assert model.num_timesteps == 4 * max(model.rollout_buffer.lengths[-2:].sum(), *model.rollout_buffer.lengths[:3])
@@ -406,23 +406,25 @@ def test_vec_monitor(tmp_path):
     assert (load_results(str(tmp_path))["r"] > 3).all()
 
 
+@pytest.mark.slow
 def test_policy_scores_the_same_in_gymnasium():
     model = REINFORCE("MlpPolicy", EnvPoolVecEnv(ENV_ID, n_envs=8), seed=100, device="cpu").learn(30_000)
     envs = EnvPoolVecEnv(ENV_ID, n_envs=10, seed=101), make_vec_env(ENV_ID, n_envs=10, seed=101)
     returns = [evaluate_policy(model, env, 60, return_episode_rewards=True, deterministic=False)[0] for env in envs]
     means = [np.mean(x) for x in returns]
     standard_error = np.sqrt(sum(np.var(x) / len(x) for x in returns))
-    print(means, standard_error)
     assert min(means) > 30  # An untrained policy reaches about 6
     assert abs(means[0] - means[1]) <= 4 * standard_error + 1
 
 
 def train(folder, *arguments):
+    """Run the command that trains, with EnvPool."""
     command = [sys.executable, "-m", "sb3_reinforce", "train", "--vec-env", "envpool", *arguments]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["reinforce", "ppo"])
 def test_command(tmp_path, algo):
     budget = ("-n", "300", "--eval-freq", "100", "--eval-episodes", "1", "--seed", "0")
@@ -440,6 +442,7 @@ def test_command(tmp_path, algo):
     assert dict(yaml.unsafe_load((folder / env_id / "args.yml").read_text()))["vec_env"] == "envpool"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -454,5 +457,6 @@ def test_command_refuses_before_anything_is_created(tmp_path, arguments, message
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_help_of_the_command(tmp_path):
     assert "{dummy,subproc,envpool}" in train(tmp_path, "--help").stdout

@@ -1,4 +1,4 @@
-import re
+from copy import deepcopy
 
 import gymnasium as gym
 import numpy as np
@@ -10,22 +10,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from sb3_reinforce import REINFORCE, MlpPolicy
 from tests.envs import CountEnv, Poison, SpacesEnv, TracingEnv
+from tests.helpers import assert_same, logged, make_model, raises, set_chunk_size, weights
 
 BOX = spaces.Box(-1, 1, (2,))
 DICT = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(2))
 NAN, INF = float("nan"), float("inf")
 
 
-def make_model(env=None, policy="MlpPolicy", **kwargs):
-    return REINFORCE(policy, env or CountEnv(), **{"seed": 0, "device": "cpu", **kwargs})
-
-
-def raises(*parts):
-    """A ValueError whose message has these parts, in this order."""
-    return pytest.raises(ValueError, match=".*".join(map(re.escape, parts)))
-
-
 def kwargs_only(x):
+    """Name a test case by the arguments that it is about, and not by the message."""
     return str(x) if isinstance(x, dict) else ""
 
 
@@ -134,6 +127,7 @@ TOO_FEW = ("n_episodes=2", "at least the number of environments, 3, or None")
 
 
 def copies(n_envs):
+    """Make a vectorized environment of ``CountEnv`` without a monitor."""
     return DummyVecEnv([CountEnv] * n_envs)
 
 
@@ -163,45 +157,31 @@ def test_set_env_with_more_envs_than_episodes():
 # Values that are not finite, and episodes without an end
 
 
-def optimizers(model):
-    return [model.policy.optimizer] + ([model.value_optimizer] if model.baseline == "value" else [])
-
-
 def learned_state(model):
-    """Everything that training changes in the parameters and the optimizers."""
-    state = dict(model.policy.state_dict())
-    for i, optimizer in enumerate(optimizers(model)):
-        for j, moments in optimizer.state_dict()["state"].items():
-            state.update({(i, j, name): th.as_tensor(value) for name, value in moments.items()})
-    return {name: tensor.clone() for name, tensor in state.items()}
-
-
-def assert_nothing_learned(model, before):
-    after = learned_state(model)
-    assert after.keys() == before.keys()
-    assert {name for name in before if not th.equal(before[name], after[name])} == set()
+    """Return a copy of all that training changes in the parameters and in the states of the optimizers in use."""
+    optimizers = [model.policy.optimizer] + ([model.value_optimizer] if model.baseline == "value" else [])
+    return deepcopy([model.policy.state_dict(), *(optimizer.state_dict()["state"] for optimizer in optimizers)])
 
 
 def check_failing_update(model, bad_env, *message):
-    """An update that fails changes nothing, and the model can go on with the environment from before."""
+    """Check that an update that fails changes nothing, and that the model can go on with the environment from before."""
     env = model.get_env()
     model.learn(1)
     before = learned_state(model)
-    assert len(before) > len(model.policy.state_dict())
+    assert all(before)  # The optimizers hold moments
     n_updates = model._n_updates
     model.set_env(bad_env)
     with raises(*message):
         model.learn(1)
-    assert_nothing_learned(model, before)
+    assert_same(learned_state(model), before)
     model.set_env(env)
     assert model.learn(1)._n_updates == n_updates + 1
-    after = learned_state(model)
-    assert not th.equal(after["action_net.weight"], before["action_net.weight"])
-    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert not th.equal(model.policy.action_net.weight, before[0]["action_net.weight"])
+    assert weights(model).isfinite().all()
 
 
 def three_envs(make, bad):
-    """Only the environment in the middle is bad."""
+    """Make three environments of which only the one in the middle is bad."""
     return DummyVecEnv([make, lambda: bad(make()), make])
 
 
@@ -239,7 +219,7 @@ def test_reward_is_not_finite(step, value):
 
 
 class HugeDoubles(VecEnvWrapper):
-    """Rewards in double precision, as those of SubprocVecEnv; one of them is too large for single precision."""
+    """Rewards in double precision, as SubprocVecEnv gives them; one of them is too large for single precision."""
 
     def reset(self):
         return self.venv.reset()
@@ -256,7 +236,7 @@ def test_reward_is_not_finite_in_single_precision():
 
 
 def test_last_observation_is_not_finite():
-    """It is not acted on, but with "bootstrap" the critic sees it."""
+    """No action follows the last observation, but with "bootstrap" the critic sees the observation."""
 
     def make():
         return CountEnv(truncate=True)
@@ -287,36 +267,41 @@ def test_policy_gradient_is_not_finite(value, max_grad_norm, baseline):
     handle = model.policy.action_net.weight.register_hook(lambda grad: th.full_like(grad, value))
     with raises("policy gradient is not finite", "no step was made"):
         model.learn(1)
-    assert_nothing_learned(model, before)
+    assert_same(learned_state(model), before)
     handle.remove()
     assert model.learn(1)._n_updates == 2
-    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    assert weights(model).isfinite().all()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("chunk_size", [1, 2**13])
-def test_a_step_that_is_not_checked_is_not_made(monkeypatch, error, chunk_size):
-    """RL Zoo saves the model after Ctrl-C."""
+@pytest.mark.parametrize("n_passes", [0, 1, 2])
+def test_a_step_that_is_not_checked_is_not_made(error, chunk_size, n_passes):
+    """An error while the divergence is measured undoes the step: RL Zoo saves the model after Ctrl-C."""
+    left = []
 
-    def interrupt(*args):
-        raise error
+    def interrupt(*_):
+        if left and left.pop() is None:
+            raise error
 
-    model = make_model(learning_rate=10.0).learn(1)
-    model._chunk_size = chunk_size
-    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
-    monkeypatch.setattr("sb3_reinforce.reinforce.kl_divergence", interrupt)
+    model = make_model(learning_rate=10.0, target_kl=1e-6).learn(1)
+    set_chunk_size(model, chunk_size)
+    # Raised after the step, in the given one of the passes through the network that follow
+    model.policy.optimizer.register_step_post_hook(lambda *_: left.extend([None, *[0] * n_passes]))
+    model.policy.action_net.register_forward_hook(interrupt)
+    before = weights(model)
     with pytest.raises(error):
         model.learn(1)
-    assert all(map(th.equal, model.policy.parameters(), before))
+    assert th.equal(weights(model), before)
 
 
 @pytest.mark.parametrize("natural_gradient", [False, True])
 def test_target_kl_of_a_schedule(natural_gradient):
     model = make_model(target_kl=lambda progress: progress - 1.5, natural_gradient=natural_gradient)
-    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    before = weights(model)
     with raises("target_kl=-", "must be in [0, inf]"):
         model.learn(1)
-    assert all(map(th.equal, model.policy.parameters(), before))
+    assert th.equal(weights(model), before)
 
 
 def test_critic_loss_is_not_finite():
@@ -332,10 +317,10 @@ def test_critic_loss_is_not_finite_after_its_first_step():
     model.value_learning_rate = 1e25
     with raises("loss of the critic is not finite"):
         model.learn(1)
-    assert_nothing_learned(model, before)
+    assert_same(learned_state(model), before)
     model.value_learning_rate = 1e-3
     assert model.learn(1)._n_updates == 2
-    assert all(tensor.isfinite().all() for tensor in learned_state(model).values())
+    assert weights(model).isfinite().all()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -343,9 +328,9 @@ def test_step_too_far_is_taken_back(seed):
     """A standard deviation of exp(-1000) is zero: no policy, and no reason to fail with ``target_kl``."""
     model = make_model(learning_rate=1000.0, seed=seed).learn(1)
     assert model._n_updates == 1
-    assert model.logger.name_to_value["train/approx_kl"] <= 0.2
+    assert logged(model)["train/approx_kl"] <= 0.2
     model.learn(20)
-    assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    assert weights(model).isfinite().all()
 
 
 def test_step_to_infinity_is_taken_back():
@@ -355,7 +340,7 @@ def test_step_to_infinity_is_taken_back():
     # So that the step overflows
     model.policy.action_net.weight.register_hook(lambda grad: th.full_like(grad, 100))
     model.learn(1)
-    assert_nothing_learned(model, before)
+    assert_same(learned_state(model), before)
 
 
 @pytest.mark.parametrize("lengths, env_idx", [([None], 0), ([3, None, 3], 1), ([None, 3, 3], 0), ([3, 3, None], 2)])

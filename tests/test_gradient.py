@@ -1,6 +1,7 @@
-"""The gradient that `train()` leaves in the parameters, against formulas that are written out."""
+"""The gradient that the optimizer of the policy is given, and the step that is made, against formulas written out."""
 
-import subprocess
+import multiprocessing
+import resource
 import sys
 from pathlib import Path
 
@@ -16,22 +17,32 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 from torch.distributions import Normal
-from torch.nn import functional as F
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.baselines import BASELINES
-from sb3_reinforce.buffers import Episode
 from sb3_reinforce.returns import RETURNS
 from tests.envs import SpacesEnv
+from tests.helpers import (
+    batch_of,
+    changed,
+    clone,
+    collect,
+    critic_names,
+    gradient_of,
+    logged,
+    make_model,
+    set_chunk_size,
+    store_batch,
+    train_again,
+)
 
+PENDULUM = "InvertedPendulum-v4"
 SGD = dict(optimizer_class=th.optim.SGD)
 ESTIMATOR = dict(normalize_advantage=False, target_kl=None, policy_kwargs=SGD)
 
 
 class FixedLength(gym.Wrapper):
-    """
-    Pendulum whose episodes terminate after 5 steps (no time limit, nothing to bootstrap) and start from the same state.
-    """
+    """Pendulum whose episodes terminate after 5 steps (no time limit, nothing to bootstrap) and start from the same state."""
 
     def reset(self, **kwargs):
         self.n_steps = 0
@@ -43,16 +54,8 @@ class FixedLength(gym.Wrapper):
         return obs, reward, self.n_steps == 5, False, info
 
 
-def gradients(policy):
-    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
-
-
-def parameters(policy):
-    return {name: p.detach().clone() for name, p in policy.named_parameters()}
-
-
 def assert_close(actual, expected, rtol=1e-6):
-    """Relative to the length of the whole vector, as the terms of a gradient cancel."""
+    """Check that gradients agree, relative to the length of the whole vector, as the terms of a gradient cancel."""
     assert actual.keys() == expected.keys() and len(actual) > 0
     scale = th.cat([g.flatten() for g in expected.values()]).norm()
     assert scale > 0
@@ -61,9 +64,9 @@ def assert_close(actual, expected, rtol=1e-6):
 
 
 def slow_gradient(model):
-    """The estimator of the class docstring, episode by episode, in a batch that is already collected."""
+    """Return the estimator of the class docstring, episode by episode, on the last batch."""
     buffer = model.rollout_buffer
-    batch = next(buffer.get())
+    batch = batch_of(model)
     _, log_probs, _ = model.policy.evaluate_actions(batch.observations, batch.actions)
     returns = RETURNS[model.returns](buffer.rewards, buffer.lengths, model.gamma)
     baseline = BASELINES[model.baseline](returns, buffer.lengths) if model.baseline else np.zeros_like(returns)
@@ -82,34 +85,29 @@ def slow_gradient(model):
     return dict(zip(names, th.autograd.grad(total, params), strict=True))
 
 
+@pytest.fixture(scope="module")
+def collected():
+    """A model with a batch of three episodes of unequal lengths, and the parameters with which they were collected."""
+    policy_kwargs = dict(optimizer_class=th.optim.SGD, net_arch=[8])
+    model = make_model(PENDULUM, n_episodes=3, gamma=0.9, target_kl=None, policy_kwargs=policy_kwargs)
+    collect(model)
+    assert model.rollout_buffer.n_episodes == 3 and len(set(model.rollout_buffer.lengths)) > 1
+    return model, clone(model)
+
+
 @pytest.mark.parametrize("returns", RETURNS)
 @pytest.mark.parametrize("baseline", [None, *BASELINES])
 @pytest.mark.parametrize("reduction", ["episode", "step"])
 @pytest.mark.parametrize("discount_states, normalize_advantage", [(False, False), (True, False), (True, True)])
-def test_update_is_the_estimator(returns, baseline, reduction, discount_states, normalize_advantage):
+def test_update_is_the_estimator(collected, returns, baseline, reduction, discount_states, normalize_advantage):
     """With SGD and learning rate 1, the parameters move by exactly the estimator."""
-    model = REINFORCE(
-        "MlpPolicy",
-        "InvertedPendulum-v4",
-        learning_rate=1.0,
-        n_episodes=3,
-        gamma=0.9,
-        returns=returns,
-        baseline=baseline,
-        reduction=reduction,
-        discount_states=discount_states,
-        normalize_advantage=normalize_advantage,
-        target_kl=None,
-        policy_kwargs=dict(optimizer_class=th.optim.SGD, net_arch=[8]),
-        seed=0,
-    )
-    expected = {}
-    before = parameters(model.policy)
-    model.train_ = model.train
-    model.train = lambda: (expected.update(slow_gradient(model)), model.train_())
-    model.learn(1)
-    assert model.rollout_buffer.n_episodes == 3 and len(set(model.rollout_buffer.lengths)) > 1
-    assert_close(gradients(model.policy), {name: -g for name, g in expected.items()}, rtol=5e-6)
+    model, before = collected
+    model.policy.load_state_dict(before)
+    model.returns, model.baseline, model.reduction = returns, baseline, reduction
+    model.discount_states, model.normalize_advantage = discount_states, normalize_advantage
+    expected = slow_gradient(model)
+    assert_close(gradient_of(model), {name: -g for name, g in expected.items()}, rtol=5e-6)
+    train_again(model, learning_rate=1.0)
     for name, parameter in model.policy.named_parameters():
         np.testing.assert_allclose(
             parameter.detach(), before[name] + expected.get(name, 0.0), rtol=1e-5, atol=1e-5 * expected["log_std"].abs().item()
@@ -118,13 +116,12 @@ def test_update_is_the_estimator(returns, baseline, reduction, discount_states, 
 
 def test_entropy_gradient():
     """The entropy of a Gaussian grows by 1 per unit of log_std, at each of the steps of an episode."""
-    model = REINFORCE("MlpPolicy", "InvertedPendulum-v4", learning_rate=0.0, n_episodes=3, seed=0, **ESTIMATOR)
-    model.learn(1)
-    without = model.policy.log_std.grad.item()
+    model = make_model(PENDULUM, n_episodes=3, **ESTIMATOR)
+    collect(model)
+    without = gradient_of(model)["log_std"].item()
     model.ent_coef = 0.5
-    model.train()
     expected = without - 0.5 * model.rollout_buffer.n_steps / 3
-    np.testing.assert_allclose(model.policy.log_std.grad.item(), expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient_of(model)["log_std"].item(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["InvertedPendulum-v4", "InvertedPendulum-v4-as-published"])
@@ -133,10 +130,10 @@ def test_tutorial(name):
     settings = yaml.safe_load((Path(__file__).parent.parent / "hyperparams" / "tutorial.yml").read_text())[name]
     del settings["n_timesteps"]
     settings["policy_kwargs"] = eval(settings["policy_kwargs"], {"th": th})
-    model = REINFORCE(env="InvertedPendulum-v4", seed=1, **{**settings, "learning_rate": 0.0})
-    model.learn(1)
-    batch = next(model.rollout_buffer.get())
-    actual = gradients(model.policy)
+    model = REINFORCE(env=PENDULUM, seed=1, **settings)
+    collect(model)
+    batch = batch_of(model)
+    actual = gradient_of(model)
 
     network = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 32), nn.Tanh())
     mean_net, stddev_net = nn.Linear(32, 1), nn.Linear(32, 1)
@@ -181,67 +178,59 @@ def test_reduces_to_a2c(normalize_advantage):
         target_kl=None,
         **common,
     )
-    before = parameters(model.policy)
-    for name, parameter in a2c.policy.named_parameters():
-        assert th.equal(parameter, before[name])
+    before = clone(model)
+    assert not changed(a2c, before)
     for algorithm in (a2c, model):
         algorithm.set_random_seed(3)
         algorithm.learn(20)
     np.testing.assert_array_equal(model.rollout_buffer.rewards, a2c.rollout_buffer.rewards.flatten())
-    moved = {name: p - before[name] for name, p in parameters(model.policy).items()}
-    assert_close(moved, {name: p - before[name] for name, p in parameters(a2c.policy).items()}, rtol=1e-4)
+    moved, expected = ({name: p - before[name] for name, p in clone(one).items()} for one in (model, a2c))
+    assert_close(moved, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("space, size", [(spaces.Discrete(20_000), 209), (spaces.Box(-1, 1, (4,)), 2**13)])
-def test_chunks_fit_the_observations_as_the_network_sees_them(space, size):
-    model = REINFORCE("MlpPolicy", SpacesEnv(space, spaces.Discrete(2)), policy_kwargs=dict(net_arch=[2]), device="cpu")
-    assert model._chunk_size == size
+@pytest.mark.parametrize(
+    "space, n_steps, size", [(spaces.Discrete(20_000), 500, 209), (spaces.Box(-1, 1, (4,)), 10_000, 2**13)]
+)
+def test_chunks_fit_the_observations_as_the_network_sees_them(space, n_steps, size):
+    model = make_model(SpacesEnv(space, spaces.Discrete(2)), policy_kwargs=dict(net_arch=[2]))
+    collect(model)
+    observations = [np.array([space.sample() for _ in range(n_steps // 2)]) for _ in range(2)]
+    episodes = [(obs, np.zeros((len(obs), 1), int), np.random.rand(len(obs))) for obs in observations]
+    store_batch(model.rollout_buffer, episodes)
+    rows = []
+    model.policy.action_net.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    model.train()
+    assert max(rows) == size
 
 
 def test_chunks_make_no_difference():
     critic = dict(baseline="value", normalize_value=False, value_learning_rate=0.0)
-    model = REINFORCE("MlpPolicy", "InvertedPendulum-v4", learning_rate=0.0, seed=0, **critic, **ESTIMATOR)
-    model.learn(1)
-    whole, policy_loss = gradients(model.policy), model.logger.name_to_value["train/policy_loss"]
-    model._chunk_size = 7
+    model = make_model(PENDULUM, n_episodes=8, **critic, **ESTIMATOR)
+    collect(model)
+    whole, policy_loss = gradient_of(model), logged(model)["train/policy_loss"]
+    set_chunk_size(model, 7)
+    assert_close(gradient_of(model), whole, rtol=1e-5)
+    assert logged(model)["train/policy_loss"] == pytest.approx(policy_loss, rel=1e-4)
+
+
+def train_on_a_large_batch(baseline):
+    """Train on a million steps, and return the largest memory of this process in KiB."""
+    model = make_model(PENDULUM, baseline=baseline, n_value_epochs=1, value_batch_size=10_000)
+    collect(model)
+    rng, buffer = np.random.default_rng(0), model.rollout_buffer
+    store_batch(buffer, ((rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1)), np.ones(1000)) for _ in range(1000)))
+    assert buffer.n_steps == 10**6 and buffer.n_episodes == 1000
     model.train()
-    actor = {name: g for name, g in gradients(model.policy).items() if "value" not in name}
-    assert_close(actor, {name: whole[name] for name in actor}, rtol=1e-5)
-    assert model.logger.name_to_value["train/policy_loss"] == pytest.approx(policy_loss, rel=1e-4)
+    assert model._n_updates == 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
 
 
-LARGE_BATCH = """
-import resource, sys
-import numpy as np
-from sb3_reinforce import REINFORCE
-from sb3_reinforce.buffers import Episode
-
-model = REINFORCE("MlpPolicy", "InvertedPendulum-v4", baseline=sys.argv[1] or None, n_value_epochs=1, value_batch_size=10_000)
-model.learn(1)
-rng, buffer, n_steps = np.random.default_rng(0), model.rollout_buffer, 10**6
-buffer.reset()
-dones = np.arange(1, 10**4 + 1) % 1000 == 0
-for _ in range(n_steps // len(dones)):
-    for i in range(0, len(dones), 1000):
-        obs, actions = rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1))
-        buffer.add(obs, actions, np.ones(1000), dones[i : i + 1000], np.zeros(1000, int))
-        buffer.end_episode(Episode(0, False, None))
-buffer.finish()
-assert buffer.n_steps == n_steps and buffer.n_episodes == 1000
-n_updates = model._n_updates
-model.train()
-assert model._n_updates == n_updates + 1
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["timestep", "value"])
 def test_memory_of_a_large_batch(baseline):
     """A batch of a million steps trains within 2 GiB, PyTorch included."""
-    command = [sys.executable, "-W", "ignore", "-c", LARGE_BATCH, baseline]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    kib = int(output) / (1024 if sys.platform == "darwin" else 1)
-    assert kib < 2 * 1024**2
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        assert pool.apply(train_on_a_large_batch, (baseline,)) < 2 * 1024**2
 
 
 class TestTargetKL:
@@ -249,69 +238,67 @@ class TestTargetKL:
 
     @staticmethod
     def gaussian(model):
-        batch = next(model.rollout_buffer.get())
         with th.no_grad():
-            normal = model.policy.get_distribution(batch.observations).distribution
+            normal = model.policy.get_distribution(batch_of(model).observations).distribution
         return normal.mean, normal.stddev
 
-    def step(self, **kwargs):
-        model = REINFORCE("MlpPolicy", "InvertedPendulum-v4", seed=0, learning_rate=0.0, **kwargs)
-        model.learn(1)
+    @staticmethod
+    def collected(**kwargs):
+        model = make_model(PENDULUM, n_episodes=8, **kwargs)
+        collect(model)
         return model
 
-    def kl(self, old, new):
+    @staticmethod
+    def kl(old, new):
         (m0, s0), (m1, s1) = old, new
         return (th.log(s1 / s0) + (s0**2 + (m0 - m1) ** 2) / (2 * s1**2) - 0.5).mean().item()
 
     @pytest.mark.parametrize("learning_rate, rises", [(1e-4, True), (1e-2, True), (1.0, False), (100.0, False)])
     def test_step_stays_within_the_limit(self, learning_rate, rises):
-        model = self.step(target_kl=0.01)
+        model = self.collected(target_kl=0.01)
         old = self.gaussian(model)
-        model._kl_learning_rate_factor, model.lr_schedule = 0.9, lambda _: learning_rate
-        model.train()
+        log = train_again(model, learning_rate)
         kl = self.kl(old, self.gaussian(model))
         assert 0 < kl <= 2 * 0.01
-        assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
+        assert log["train/learning_rate"] == learning_rate
+        assert log["train/approx_kl"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
         # The learning rate follows: up after a short step, down after one that had to be halved
-        assert (model._kl_learning_rate_factor > 0.9) == rises
+        assert (train_again(model)["train/learning_rate"] > learning_rate) == rises
 
     def test_without_a_limit(self):
-        model = self.step(target_kl=None)
+        model = self.collected(target_kl=None)
         old = self.gaussian(model)
-        model.lr_schedule = lambda _: 1.0
-        model.train()
+        log = train_again(model, learning_rate=1.0)
         kl = self.kl(old, self.gaussian(model))
-        assert kl > 1 and model._kl_learning_rate_factor == 1.0
-        assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(kl, rel=1e-3)
+        assert kl > 1
+        assert log["train/approx_kl"] == pytest.approx(kl, rel=1e-3)
+        assert train_again(model)["train/learning_rate"] == 1.0
 
     def test_limit_of_zero_forbids_the_step(self):
-        model = self.step(target_kl=0.0)
-        before = parameters(model.policy)
-        model.lr_schedule = lambda _: 1e-2
-        model.train()
-        assert all(th.equal(p, before[name]) for name, p in model.policy.named_parameters())
+        model = self.collected(target_kl=0.0)
+        before = clone(model)
+        train_again(model, learning_rate=1e-2)
+        assert not changed(model, before)
 
     @pytest.mark.parametrize("kwargs", [dict(normalize_advantage=False), {}, dict(natural_gradient=True)])
     def test_equal_returns_make_no_step(self, kwargs):
         """Eight episodes of 1000 steps with reward 1, whose returns differ by rounding alone."""
-        model = self.step(**kwargs)
-        model.rollout_buffer.reset()
-        dones = np.arange(1, 8001) % 1000 == 0
-        obs, actions = np.random.default_rng(0).normal(size=(2, 8000, 4))
-        model.rollout_buffer.add(obs, actions[:, :1], np.ones(8000), dones, np.zeros(8000, int))
-        model.rollout_buffer.episodes = [Episode(0, True, None)] * 8
-        model.rollout_buffer.finish()
-        before = parameters(model.policy)
-        model.lr_schedule, factor = lambda _: 1e-2, model._kl_learning_rate_factor
-        model.train()
-        assert all(th.equal(p, before[name]) for name, p in model.policy.named_parameters())
-        assert model._kl_learning_rate_factor == factor
+        model = make_model(PENDULUM, **kwargs).learn(1)  # The optimizer has moments
+        buffer, rng = model.rollout_buffer, np.random.default_rng(0)
+        learning_rates = [train_again(model)["train/learning_rate"]]
+        episodes = [(rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1)), np.ones(1000)) for _ in range(8)]
+        store_batch(buffer, episodes, truncated=True)
+        before = clone(model)
+        learning_rates += [train_again(model)["train/learning_rate"] for _ in range(2)]
+        assert not changed(model, before)
+        # Nor does the learning rate change from then on
+        assert learning_rates[1] == learning_rates[2] > 0
 
     def test_schedule(self):
-        model = REINFORCE("MlpPolicy", "InvertedPendulum-v4", seed=0, target_kl=LinearSchedule(0.1, 1e-4, 1.0))
+        model = make_model(PENDULUM, n_episodes=8, target_kl=LinearSchedule(0.1, 1e-4, 1.0))
         kls = []
         train = model.train
-        model.train = lambda: (train(), kls.append(model.logger.name_to_value["train/approx_kl"]))
+        model.train = lambda: (train(), kls.append(logged(model)["train/approx_kl"]))
         model.learn(4000)
         assert kls[0] > 1e-3 and kls[-1] <= 2e-4
 
@@ -319,13 +306,13 @@ class TestTargetKL:
 def test_value_fit():
     """The critic learns the return of a task where it depends on the observation alone, and nothing else moves."""
     env = make_vec_env("Pendulum-v1", wrapper_class=FixedLength, seed=0)
-    model = REINFORCE("MlpPolicy", env, baseline="value", learning_rate=0.0, gamma=0.0, n_value_epochs=20, seed=0)
-    before = parameters(model.policy)
+    model = make_model(env, n_episodes=8, baseline="value", normalize_advantage=False, learning_rate=0.0, gamma=0.0,
+                       n_value_epochs=20)  # fmt: skip
+    before = clone(model)
     model.learn(2000)
-    assert model.logger.name_to_value["train/explained_variance"] > 0.8
-    moved = {name for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
-    assert moved == {name for name in before if "value_net" in name}
-    # In the unit of the rewards, which are about -5 on average
-    batch = next(model.rollout_buffer.get())
-    error = F.mse_loss(th.as_tensor(model._predict_values(batch.observations)), batch.returns.double())
-    assert error < 0.5 * batch.returns.var()
+    assert logged(model)["train/explained_variance"] > 0.8
+    assert changed(model, before) == critic_names(model)
+    # The advantages are its errors, in the unit of the rewards, which are about -5 on average
+    variance = model.rollout_buffer.rewards.var()
+    assert (model.rollout_buffer.advantages**2).mean() < 0.5 * variance
+    assert logged(model)["train/value_loss"] < 0.5 * variance

@@ -7,18 +7,20 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from sb3_reinforce import REINFORCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "env_class, env_kwargs",
+    "env_class, env_kwargs, baseline",
     [
-        (IdentityEnv, dict(dim=2)),
-        (IdentityEnvMultiDiscrete, dict(dim=2)),
-        (IdentityEnvMultiBinary, dict(dim=2)),
-        (IdentityEnvBox, dict(eps=0.5)),
+        (IdentityEnv, dict(dim=2), "timestep"),
+        (IdentityEnv, dict(dim=2), "leave_one_out"),
+        (IdentityEnvMultiDiscrete, dict(dim=2), "timestep"),
+        (IdentityEnvMultiBinary, dict(dim=2), "value"),
+        (IdentityEnvBox, dict(eps=0.5), "timestep"),
+        (IdentityEnvBox, dict(eps=0.5), "value"),
     ],
 )
-@pytest.mark.parametrize("baseline", ["leave_one_out", "timestep", "value"])
 def test_identity(env_class, env_kwargs, baseline):
-    """The action is to repeat the observation: 1 for each of the 50 steps that does. A random policy gets 12 to 25."""
+    """The task is to repeat the observation: 1 for each of 50 steps where the action does. A random policy gets 12 to 25."""
     env = make_vec_env(lambda: env_class(ep_length=50, **env_kwargs), n_envs=2, seed=0)
     model = REINFORCE("MlpPolicy", env, gamma=0.0, baseline=baseline, seed=0)
     random_score, _ = evaluate_policy(model, env, n_eval_episodes=10, deterministic=False)
@@ -27,8 +29,9 @@ def test_identity(env_class, env_kwargs, baseline):
     assert random_score < 35 and score > 45
 
 
+@pytest.mark.slow
 def test_rewards_of_the_final_step_only():
-    """The whole episode is credited: the reward is the number of right actions, and comes with the last of them."""
+    """The whole episode is credited: the number of right actions is the reward of the last step."""
 
     class Delayed(IdentityEnv):
         def step(self, action):

@@ -4,15 +4,14 @@ import re
 
 import numpy as np
 import pytest
-import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_reinforce import REINFORCE
 from tests.envs import CountEnv
+from tests.helpers import Batches, batch_of, gradient_of, logged, make_model, record_gradients, vector_of
 
 LENGTHS = (3, 5, 9)
 N_STEPS = 2 * sum(LENGTHS)
@@ -39,37 +38,41 @@ KEYS = {
 }
 
 
-def make_model(env=None, **kwargs):
+def unequal_model(env=None, **kwargs):
+    """Make a model that learns from two episodes of each of three environments, whose episodes have unequal lengths."""
     env = env or DummyVecEnv([lambda length=length: Monitor(CountEnv(length)) for length in LENGTHS])
-    return REINFORCE("MlpPolicy", env, **{"n_episodes": 6, "seed": 0, **kwargs})
+    return make_model(env, n_episodes=6, **kwargs)
 
 
-class LogCallback(BaseCallback):
-    """Keep the batches, and what is in the logger after each update."""
+class Logs(BaseCallback):
+    """Keep what is in the logger after each update, in ``results``."""
 
     def _on_training_start(self):
-        self.logs, self.batches = [], []
+        self.results, self.is_first = [], True
 
     def _on_rollout_start(self):
-        if self.batches:
+        if not self.is_first:
             self._on_training_end()
+        self.is_first = False
 
     def _on_step(self):
         return True
 
-    def _on_rollout_end(self):
-        buffer = self.locals["rollout_buffer"]
-        self.batches.append(np.split(buffer.rewards, np.cumsum(buffer.lengths)[:-1]))
-
     def _on_training_end(self):
-        self.logs.append(dict(self.logger.name_to_value))
+        self.results.append(logged(self.model))
+
+
+def episodes_of_batch():
+    """Make a callback that keeps the rewards of each batch, episode by episode."""
+    return Batches(lambda buffer: np.split(buffer.rewards, np.cumsum(buffer.lengths)[:-1]))
 
 
 def learn(model, total_timesteps=2 * N_TIMESTEPS):
-    callback = LogCallback()
-    model.learn(total_timesteps, callback=callback, log_interval=None)
-    assert len(callback.logs) == len(callback.batches) > 0
-    return callback.logs, callback.batches
+    """Train, and return what is logged of each update, and the rewards of each batch, episode by episode."""
+    logs, batches = Logs(), episodes_of_batch()
+    model.learn(total_timesteps, callback=[logs, batches], log_interval=None)
+    assert len(logs.results) == len(batches.results) > 0
+    return logs.results, batches.results
 
 
 def read_csv(path):
@@ -96,7 +99,7 @@ def read_json(path):
     ],
 )
 def test_keys(tmp_path, kwargs, extra_keys):
-    model = make_model(**kwargs)
+    model = unequal_model(**kwargs)
     model.set_logger(configure(str(tmp_path), ["csv", "json"]))
     model.learn(2 * N_TIMESTEPS)
     while model._n_updates < 2:
@@ -119,7 +122,7 @@ def test_tensorboard(tmp_path):
         }
         return [event.step for event in events.Scalars("rollout/ep_rew_mean")]
 
-    model = make_model(tensorboard_log=str(tmp_path))
+    model = unequal_model(tensorboard_log=str(tmp_path))
     model.learn(2 * N_TIMESTEPS)
     model.learn(N_TIMESTEPS, reset_num_timesteps=False)
     model.learn(2 * N_TIMESTEPS)
@@ -131,7 +134,7 @@ def test_tensorboard(tmp_path):
 
 
 def test_stdout(capsys):
-    model = make_model(verbose=1)
+    model = unequal_model(verbose=1)
     capsys.readouterr()
     model.learn(2 * N_TIMESTEPS, log_interval=None)
     assert capsys.readouterr().out == ""
@@ -139,12 +142,12 @@ def test_stdout(capsys):
     table = capsys.readouterr().out
     assert table.count("ep_rew_mean") == 2
     assert re.search(rf"total_timesteps +\| {4 * N_TIMESTEPS} ", table)
-    make_model().learn(1)
+    unequal_model().learn(1)
     assert capsys.readouterr().out == ""
 
 
 def test_steps_add_up():
-    model = make_model()
+    model = unequal_model()
     logs, batches = learn(model)
     for log, batch in zip(logs, batches, strict=True):
         assert log["rollout/episodes"] == len(batch) == 6
@@ -157,7 +160,7 @@ def test_steps_add_up():
 def test_steps_add_up_with_min_steps_and_discard():
     """Steps of further rounds and of discarded episodes are steps of the rollout as well."""
     env = DummyVecEnv([lambda length=length: CountEnv(length, truncate=length == 5) for length in LENGTHS])
-    model = make_model(env, min_steps=N_STEPS + 1, time_limit="discard")
+    model = unequal_model(env, min_steps=N_STEPS + 1, time_limit="discard")
     (log,), (batch,) = learn(model, total_timesteps=1)
     assert (log["rollout/episodes"], len(batch)) == (12, 8)
     assert log["rollout/steps"] == 2 * N_STEPS
@@ -167,21 +170,21 @@ def test_steps_add_up_with_min_steps_and_discard():
 
 def test_episode_statistics(tmp_path):
     """The surplus episodes of an environment do not count."""
-    model = make_model(stats_window_size=6)
+    model = unequal_model(stats_window_size=6)
     model.set_logger(configure(str(tmp_path), ["json"]))
-    callback = LogCallback()
-    model.learn(2 * N_TIMESTEPS, callback=callback)
+    batches = episodes_of_batch()
+    model.learn(2 * N_TIMESTEPS, callback=batches)
     model.logger.close()
     logs = read_json(tmp_path / "progress.json")
     assert len(logs) == 2
-    for log, batch in zip(logs, callback.batches, strict=True):
+    for log, batch in zip(logs, batches.results, strict=True):
         assert log["rollout/ep_len_mean"] == pytest.approx(np.mean(LENGTHS))
         assert log["rollout/ep_rew_mean"] == pytest.approx(np.mean([rewards.sum() for rewards in batch]), abs=1e-4)
 
 
 @pytest.mark.parametrize("returns", ["reward_to_go", "episode"])
 def test_return_mean(returns):
-    model = make_model(gamma=0.9, returns=returns)
+    model = unequal_model(gamma=0.9, returns=returns)
     for log, batch in zip(*learn(model), strict=True):
         expected = np.mean([(0.9 ** np.arange(len(rewards)) * rewards).sum() for rewards in batch])
         assert log["train/return_mean"] == pytest.approx(expected, rel=1e-5)
@@ -189,7 +192,7 @@ def test_return_mean(returns):
 
 def test_explained_variance_and_advantage_std():
     """The timestep baseline is the mean of what the other episodes still get at the same time."""
-    model = make_model(gamma=1.0, baseline="timestep", normalize_advantage=True)
+    model = unequal_model(gamma=1.0, baseline="timestep", normalize_advantage=True)
     for log, batch in zip(*learn(model), strict=True):
         padded = np.zeros((6, max(LENGTHS)))
         for row, rewards in zip(padded, batch, strict=True):
@@ -203,8 +206,8 @@ def test_explained_variance_and_advantage_std():
 
 
 def test_gaussian_entropy_and_std():
-    """Both are those of the policy before the update."""
-    model = make_model(policy_kwargs=dict(log_std_init=-0.5))
+    """The logged entropy and standard deviation are those of the policy before the update."""
+    model = unequal_model(policy_kwargs=dict(log_std_init=-0.5))
     (first, second), _ = learn(model)
     assert first["train/std"] == pytest.approx(np.exp(-0.5))
     assert first["train/entropy_loss"] == pytest.approx(-(np.log(2 * np.pi * np.e) - 1.0), rel=1e-5)
@@ -216,7 +219,7 @@ def test_gaussian_entropy_and_std():
 
 
 def discounted_sums(batch, gamma):
-    """Discounted rewards-to-go of each step, by their definition."""
+    """Return the discounted reward-to-go of each step, by its definition."""
     return np.concatenate(
         [[(gamma ** np.arange(len(rewards) - t) * rewards[t:]).sum() for t in range(len(rewards))] for rewards in batch]
     )
@@ -224,33 +227,31 @@ def discounted_sums(batch, gamma):
 
 def test_policy_loss_and_grad_norm():
     kwargs = dict(normalize_advantage=False, baseline=None, target_kl=None, learning_rate=0.0)
-    model = make_model(**kwargs)
+    model = unequal_model(**kwargs)
     (log,), (batch,) = learn(model, total_timesteps=1)
-    (samples,) = model.rollout_buffer.get()
+    samples = batch_of(model)
     _, log_probs, _ = model.policy.evaluate_actions(samples.observations, samples.actions)
     expected = -(discounted_sums(batch, model.gamma) * log_probs.detach().numpy()).sum() / 6
     assert log["train/policy_loss"] == pytest.approx(expected, rel=1e-4)
     assert log["train/approx_kl"] == 0
 
     # The norm that is logged is that before clipping
-    clipped_model = make_model(max_grad_norm=1e-3, **kwargs)
+    clipped_model = unequal_model(max_grad_norm=1e-3, **kwargs)
+    gradients = record_gradients(clipped_model)
     (clipped_log,), _ = learn(clipped_model, total_timesteps=1)
     assert clipped_log["train/grad_norm"] == log["train/grad_norm"] > 1e-3
-    norms = []
-    for policy in (model.policy, clipped_model.policy):
-        gradients = [parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None]
-        norms.append(th.cat(gradients).norm().item())
-    assert norms == pytest.approx([log["train/grad_norm"], 1e-3], rel=1e-3)
+    assert np.linalg.norm(vector_of(gradient_of(model))) == pytest.approx(log["train/grad_norm"], rel=1e-3)
+    assert np.linalg.norm(vector_of(gradients[0])) == pytest.approx(1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize("normalize_value", [True, False])
 def test_value_loss(normalize_value):
     """The loss is in the squared unit of the returns, whatever the scale of the critic's output."""
-    model = make_model(
+    model = unequal_model(
         baseline="value", normalize_value=normalize_value, n_value_epochs=1, learning_rate=0.0, value_learning_rate=0.0
     )
     (log,), (batch,) = learn(model, total_timesteps=1)
-    (samples,) = model.rollout_buffer.get()
+    samples = batch_of(model)
     values = model.policy.predict_values(samples.observations).flatten().detach().numpy()
     returns = discounted_sums(batch, model.gamma)
     if normalize_value:
@@ -260,8 +261,8 @@ def test_value_loss(normalize_value):
 
 @pytest.mark.parametrize("target_kl", [None, 0.01])
 def test_learning_rate(target_kl):
-    """Without a target divergence it is the one that was given, with one it is the one of the optimizer."""
-    model = make_model(learning_rate=3e-3, target_kl=target_kl)
+    """Without a target divergence, the given learning rate is logged; with one, that which the optimizer gets."""
+    model = unequal_model(learning_rate=3e-3, target_kl=target_kl)
     logs, _ = learn(model, total_timesteps=5 * N_TIMESTEPS)
     learning_rates = [log["train/learning_rate"] for log in logs]
     assert model.policy.optimizer.param_groups[0]["lr"] == learning_rates[-1]
@@ -272,5 +273,5 @@ def test_learning_rate(target_kl):
 
 
 def test_learning_rate_grows_while_the_target_is_far():
-    logs, _ = learn(make_model(learning_rate=1e-4, target_kl=10.0), total_timesteps=4 * N_TIMESTEPS)
+    logs, _ = learn(unequal_model(learning_rate=1e-4, target_kl=10.0), total_timesteps=4 * N_TIMESTEPS)
     assert (np.diff([log["train/learning_rate"] for log in logs]) > 0).all()

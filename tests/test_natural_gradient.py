@@ -10,7 +10,8 @@ from gymnasium import spaces
 from torch.distributions import Normal
 from torch.nn.utils import parameters_to_vector
 
-from sb3_reinforce import REINFORCE
+from tests.helpers import batch_of, gradient_of, logged, set_chunk_size, step_of, train_again, vector_of
+from tests.helpers import make_model as make_any_model
 
 TARGET_KL = 1e-5
 
@@ -49,11 +50,9 @@ POLICIES = {
 
 
 def make_model(action_space, **kwargs):
-    """A model whose last update has made no step, and has left the natural gradient in the parameters."""
+    """Make a model with a batch on which it has made no step yet."""
     kwargs = dict(policy_kwargs=dict(net_arch=[3]), target_kl=None) | kwargs
-    model = REINFORCE(
-        "MlpPolicy", Contextual(action_space), learning_rate=0.0, natural_gradient=True, n_episodes=30, seed=1, **kwargs
-    )
+    model = make_any_model(Contextual(action_space), learning_rate=0.0, natural_gradient=True, n_episodes=30, seed=1, **kwargs)
     # Away from the start, where the mean hardly depends on the observation
     generator = th.Generator().manual_seed(0)
     for parameter in model.policy.parameters():
@@ -61,20 +60,14 @@ def make_model(action_space, **kwargs):
     return model.learn(1)
 
 
-def learned(model):
-    return [parameter for parameter in model.policy.parameters() if parameter.grad is not None]
-
-
-def gradient(model):
-    return parameters_to_vector([parameter.grad for parameter in learned(model)]).double().numpy()
-
-
-def values(model):
-    return parameters_to_vector(learned(model)).detach().double().numpy()
+def plain_and_natural_gradient(model):
+    """Return the gradient of the loss, and the step of an update with learning rate 1 in the other direction."""
+    plain = gradient_of(model)
+    return vector_of(plain), -vector_of(step_of(model, learning_rate=1.0), plain)
 
 
 def terms(distribution, action_space):
-    """:return: Pairs (w, y): the Fisher information of the distribution is the sum of ``w grad y grad y^T``"""
+    """Return pairs (w, y): the Fisher information of the distribution is the sum of ``w grad y grad y^T``."""
     if isinstance(distribution.distribution, Normal):
         mean, std = distribution.distribution.mean.flatten(), distribution.distribution.stddev.flatten()
         return [*zip(std**-2, mean, strict=True), *zip(2 * std**-2, std, strict=True)]
@@ -88,11 +81,14 @@ def terms(distribution, action_space):
 
 
 def fisher(model):
-    observations = next(model.rollout_buffer.get()).observations
+    """Return the Fisher information of the policy as a matrix, a mean over the steps of the batch."""
+    names = gradient_of(model).keys()
+    parameters = [parameter for name, parameter in model.policy.named_parameters() if name in names]
+    observations = batch_of(model).observations
     total = 0
     for observation in observations:
         for weight, y in terms(model.policy.get_distribution(observation[None]), model.action_space):
-            slope = parameters_to_vector(th.autograd.grad(y, learned(model), retain_graph=True, materialize_grads=True))
+            slope = parameters_to_vector(th.autograd.grad(y, parameters, retain_graph=True, materialize_grads=True))
             total = total + weight.item() * np.outer(slope.double(), slope.double())
     return total / len(observations)
 
@@ -102,14 +98,13 @@ def fisher(model):
 def test_it_solves_the_linear_system(name, damping, chunk_size):
     action_space, kwargs = POLICIES[name]
     model = make_model(action_space, cg_damping=damping, cg_max_steps=200, **kwargs)
-    model._chunk_size = chunk_size or model._chunk_size
-    model._compute_gradient()
-    plain = gradient(model)
-    expected = np.linalg.solve(fisher(model) + damping * np.eye(len(plain)), plain)
-    model.train()
-    natural = gradient(model)
+    if chunk_size:
+        set_chunk_size(model, chunk_size)
+    information = fisher(model)
+    plain, natural = plain_and_natural_gradient(model)
+    expected = np.linalg.solve(information + damping * np.eye(len(plain)), plain)
     assert np.linalg.norm(natural - expected) < 1e-3 * np.linalg.norm(expected)
-    # What it would be without the Fisher information is something else
+    # Without the Fisher information, the step is another one
     cosine = natural @ plain / np.linalg.norm(natural) / np.linalg.norm(plain)
     assert cosine < 0.99
 
@@ -121,58 +116,60 @@ def test_length_of_the_step(name, damping):
     """A short step has the divergence that the Fisher information tells, as the damped one gives the target."""
     action_space, kwargs = POLICIES[name]
     model = make_model(action_space, cg_damping=damping, cg_max_steps=200, **kwargs)
+    information, gradient = fisher(model), gradient_of(model)
+    plain = vector_of(gradient)
     model.target_kl = TARGET_KL
-    information, before = fisher(model), values(model)
-    model.train()
-    step = values(model) - before
+    step = vector_of(step_of(model), gradient)
     damped = (step @ information @ step + damping * step @ step) / 2
     assert damped == pytest.approx(TARGET_KL, rel=1e-2)
-    logged = model.logger.name_to_value
-    assert logged["train/approx_kl"] == pytest.approx(step @ information @ step / 2, rel=0.1)
-    np.testing.assert_allclose(step, -logged["train/learning_rate"] * gradient(model), rtol=1e-3, atol=1e-5)
+    assert logged(model)["train/approx_kl"] == pytest.approx(step @ information @ step / 2, rel=0.1)
+    natural = np.linalg.solve(information + damping * np.eye(len(plain)), plain)
+    np.testing.assert_allclose(step, -logged(model)["train/learning_rate"] * natural, rtol=5e-3, atol=1e-5)
 
 
 def test_without_a_limit_the_learning_rate_is_the_length():
-    model = make_model(POLICIES["Box"][0])
-    before = values(model)
-    model.lr_schedule = lambda _: 0.05
-    model.train()
-    np.testing.assert_allclose(values(model) - before, -0.05 * gradient(model), rtol=1e-3, atol=1e-6)
-    assert model.logger.name_to_value["train/learning_rate"] == 0.05
+    steps = []
+    for learning_rate in (1.0, 0.05):
+        model = make_model(POLICIES["Box"][0])
+        steps.append(vector_of(step_of(model, learning_rate)))
+        assert logged(model)["train/learning_rate"] == learning_rate
+    np.testing.assert_allclose(steps[1], 0.05 * steps[0], rtol=1e-3, atol=1e-6)
 
 
 def test_large_damping_leaves_the_direction_of_the_gradient():
     model = make_model(POLICIES["Box"][0], cg_damping=1e6)
-    model._compute_gradient()
-    plain = gradient(model)
-    model.train()
-    np.testing.assert_allclose(1e6 * gradient(model), plain, rtol=1e-3, atol=1e-5 * np.abs(plain).max())
+    gradient = gradient_of(model)
+    plain = vector_of(gradient)
+    # So long a step that the rounding of the parameters is small beside it
+    step = vector_of(step_of(model, learning_rate=1e6), gradient)
+    np.testing.assert_allclose(-step, plain, rtol=1e-3, atol=1e-5 * np.abs(plain).max())
 
 
 def test_a_step_that_is_too_long_is_halved():
     """Far from where the quadratic form holds."""
     model = make_model(POLICIES["Discrete"][0], cg_damping=1e-3)
+    twin = make_model(POLICIES["Discrete"][0], cg_damping=1e-3)
+    natural = vector_of(step_of(twin, learning_rate=1.0))
     model.target_kl = 0.5
-    before = values(model)
-    model.train()
-    logged = model.logger.name_to_value
-    assert 0 < logged["train/approx_kl"] <= 1
-    halvings = np.log2(
-        np.linalg.norm(logged["train/learning_rate"] * gradient(model)) / np.linalg.norm(values(model) - before)
-    )
+    step = vector_of(step_of(model))
+    assert 0 < logged(model)["train/approx_kl"] <= 1
+    halvings = np.log2(logged(model)["train/learning_rate"] * np.linalg.norm(natural) / np.linalg.norm(step))
     assert halvings == pytest.approx(round(halvings), abs=1e-3) and halvings > 0.5
-    # Nothing of it stays for the optimizer of the policy, should that be used again
-    assert model._kl_learning_rate_factor == 1.0
+    # The optimizer of the policy, should it be used again, still has the learning rate that was given
+    model.natural_gradient = False
+    assert train_again(model, learning_rate=1e-5)["train/learning_rate"] == 1e-5
 
 
-@pytest.mark.parametrize("chunk_size, once", [(150, True), (149, False)])
-def test_the_products_of_a_single_chunk_share_its_graph(monkeypatch, chunk_size, once):
-    model = make_model(POLICIES["Box"][0], cg_max_steps=5)
-    model._chunk_size = chunk_size
-    model._compute_gradient()
-    calls = []
-    get_distribution = model.policy.get_distribution
-    monkeypatch.setattr(model.policy, "get_distribution", lambda obs: calls.append(len(obs)) or get_distribution(obs))
-    model._precondition(1.0)
-    # The policy, and the same policy fixed
-    assert calls == [150, 150] if once else calls == 5 * [149, 149, 1, 1]
+@pytest.mark.parametrize("chunk_size, passes_per_product", [(150, 0), (149, 4)])
+def test_the_products_of_a_single_chunk_share_its_graph(chunk_size, passes_per_product):
+    """Of two chunks, each product takes the policy and the same policy fixed anew."""
+
+    def count_passes(cg_max_steps):
+        model = make_model(POLICIES["Box"][0], cg_max_steps=cg_max_steps)
+        set_chunk_size(model, chunk_size)
+        passes = []
+        model.policy.action_net.register_forward_hook(lambda *_: passes.append(None))
+        model.train()
+        return len(passes)
+
+    assert count_passes(5) - count_passes(1) == 4 * passes_per_product

@@ -4,11 +4,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch.distributions import Normal
 
-from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_reinforce import CnnPolicy, MlpPolicy, MultiInputPolicy
 from tests.envs import CountEnv, SpacesEnv
+from tests.helpers import LinearExtractor, assert_same, changed, clone, critic_names, make_model
 
 VECTOR = spaces.Box(-1, 1, (3,))
 IMAGE = spaces.Box(0, 255, (1, 36, 36), dtype=np.uint8)
@@ -38,19 +38,6 @@ def normal(policy, obs):
     distribution = policy.get_distribution(obs).distribution
     assert isinstance(distribution, Normal)
     return distribution
-
-
-def tiny_model(env=None, policy="MlpPolicy", **kwargs):
-    return REINFORCE(policy, env or CountEnv(), **{"n_episodes": 2, "seed": 0, "device": "cpu", **kwargs})
-
-
-def clone(module):
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-
-def changed(module, before):
-    """Names of the parameters that are not what they were."""
-    return {name for name, parameter in module.named_parameters() if not th.equal(parameter, before[name])}
 
 
 @both_heads
@@ -180,8 +167,7 @@ def test_deterministic_action_is_the_mean(std_kwargs):
 
 def test_without_state_dependent_std_it_is_sb3s_policy():
     ours, sb3s = make_policy(), make_policy(ActorCriticPolicy)
-    assert ours.state_dict().keys() == sb3s.state_dict().keys()
-    assert not changed(ours, clone(sb3s))
+    assert_same(dict(ours.state_dict()), dict(sb3s.state_dict()))
 
 
 def test_min_std_has_no_say_without_state_dependent_std():
@@ -228,10 +214,10 @@ def test_save_load(tmp_path, policy_class, space, share_features_extractor, std_
 @all_observations
 @both_heads
 def test_learn(policy_class, space, std_kwargs):
-    model = tiny_model(SpacesEnv(space, ACTION), policy_class, policy_kwargs=std_kwargs)
-    before = clone(model.policy)
+    model = make_model(SpacesEnv(space, ACTION), policy_class, policy_kwargs=std_kwargs)
+    before = clone(model)
     model.learn(1)
-    names = changed(model.policy, before)
+    names = changed(model, before)
     assert {"action_net.weight", "std_net.weight", "std_net.bias"} <= names
     assert not any(name.startswith(("value_net", "mlp_extractor.value_net")) for name in names)
     action, _ = model.predict(space.sample())
@@ -241,17 +227,17 @@ def test_learn(policy_class, space, std_kwargs):
 @pytest.mark.parametrize("policy", ["MlpPolicy", MlpPolicy, ActorCriticPolicy])
 @pytest.mark.parametrize("baseline", ["timestep", "value"])
 def test_policy_by_name_and_by_class(policy, baseline):
-    model = tiny_model(policy=policy, baseline=baseline)
+    model = make_model(policy=policy, baseline=baseline)
     assert type(model.policy) is (MlpPolicy if policy == "MlpPolicy" else policy)
-    before = clone(model.policy)
+    before = clone(model)
     model.learn(1)
-    assert "action_net.weight" in changed(model.policy, before)
+    assert "action_net.weight" in changed(model, before)
 
 
 @pytest.mark.parametrize("name, policy_class", [("CnnPolicy", CnnPolicy), ("MultiInputPolicy", MultiInputPolicy)])
 def test_aliases(name, policy_class):
     env = SpacesEnv(IMAGE if name == "CnnPolicy" else DICT, ACTION)
-    assert type(tiny_model(env, name).policy) is policy_class
+    assert type(make_model(env, name).policy) is policy_class
 
 
 @pytest.mark.parametrize("algorithm", [A2C, PPO])
@@ -260,23 +246,9 @@ def test_in_sb3s_algorithms(algorithm, policy_kwargs):
     kwargs = dict(batch_size=8, n_epochs=1) if algorithm is PPO else {}
     # A copy, as A2C adds its optimizer to it
     model = algorithm(MlpPolicy, CountEnv(), n_steps=8, policy_kwargs={**policy_kwargs}, seed=0, device="cpu", **kwargs)
-    before = clone(model.policy)
+    before = clone(model)
     model.learn(16)
-    assert changed(model.policy, before) == before.keys()
-
-
-class TinyExtractor(BaseFeaturesExtractor):
-    def __init__(self, observation_space):
-        super().__init__(observation_space, features_dim=4)
-        self.linear = th.nn.Linear(1, 4)
-
-    def forward(self, observations):
-        return self.linear(observations)
-
-
-def part(name):
-    """Who a parameter belongs to: the critic, or the actor and the features that both share."""
-    return "critic" if name.startswith(("value_net", "mlp_extractor.value_net", "vf_features_extractor")) else "actor"
+    assert changed(model, before) == before.keys()
 
 
 @pytest.mark.parametrize("share_features_extractor", [False, True])
@@ -292,19 +264,21 @@ def part(name):
 )
 @pytest.mark.parametrize("std_kwargs", [{}, TWO_TRUNKS], ids=["parameter", "two trunks"])
 def test_who_learns(share_features_extractor, kwargs, learners, std_kwargs):
-    """Each part follows its own optimizer, and the features that both share follow the policy gradient."""
+    """Actor and critic follow their own optimizers, and the features that both share follow the policy gradient."""
     policy_kwargs = dict(
-        features_extractor_class=TinyExtractor, share_features_extractor=share_features_extractor, net_arch=[8], **std_kwargs
+        features_extractor_class=LinearExtractor, share_features_extractor=share_features_extractor, net_arch=[8], **std_kwargs
     )
-    model = tiny_model(policy_kwargs=policy_kwargs, **kwargs)
-    before = clone(model.policy)
-    model.learn(1)
-    assert changed(model.policy, before) == {name for name in before if part(name) in learners}
+    model = make_model(policy_kwargs=policy_kwargs, **kwargs)
+    before = clone(model)
+    model.learn(60)
+    assert model._n_updates == 3
+    parts = {"critic": critic_names(model), "actor": before.keys() - critic_names(model)}
+    assert changed(model, before) == {name for learner in learners for name in parts[learner]}
 
 
 @pytest.mark.parametrize("share_features_extractor", [False, True])
 def test_fit_of_the_critic_has_no_say_in_the_policy_gradient(share_features_extractor):
-    policy_kwargs = dict(features_extractor_class=TinyExtractor, share_features_extractor=share_features_extractor)
-    few, many = (tiny_model(policy_kwargs=policy_kwargs, baseline="value", n_value_epochs=n).learn(1) for n in (1, 20))
-    different = changed(few.policy, clone(many.policy))
-    assert different == {name for name in different if part(name) == "critic"} != set()
+    """Not even through the features that actor and critic share."""
+    policy_kwargs = dict(features_extractor_class=LinearExtractor, share_features_extractor=share_features_extractor)
+    few, many = (make_model(policy_kwargs=policy_kwargs, baseline="value", n_value_epochs=n).learn(1) for n in (1, 20))
+    assert changed(few, clone(many)) == critic_names(few) != set()

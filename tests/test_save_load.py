@@ -4,7 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.envs import (
     FakeImageEnv,
     IdentityEnv,
@@ -15,53 +15,12 @@ from stable_baselines3.common.envs import (
 )
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_reinforce import REINFORCE, CnnPolicy, MlpPolicy, MultiInputPolicy
-from tests.envs import CountEnv
-
-
-def make_env(n_envs=1):
-    return DummyVecEnv([CountEnv] * n_envs)
-
-
-def make_model(n_envs=1, **kwargs):
-    return REINFORCE("MlpPolicy", make_env(n_envs), **{"n_episodes": 4, "seed": 0, **kwargs})
-
-
-def assert_same(left, right):
-    """The same nested structure of tensors and numbers."""
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_same(one, other)
-    elif isinstance(left, th.Tensor):
-        assert th.equal(left, right)
-    else:
-        assert left == right
-
-
-def weights(model):
-    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
-
-
-class FirstStepsCallback(BaseCallback):
-    """Check that the batches start with the first step of an episode."""
-
-    n_batches = 0
-
-    def _on_step(self):
-        return True
-
-    def _on_rollout_end(self):
-        self.n_batches += 1
-        (batch,) = self.locals["rollout_buffer"].get()
-        assert batch.observations[0] == 0
+from tests.envs import NoisyImageEnv
+from tests.helpers import assert_same, count_envs, hidden_state, logged, make_model, weights, whole_episodes
 
 
 @pytest.mark.parametrize("kind", ["str", "path", "bytes"])
@@ -89,13 +48,13 @@ def test_save_load_file_kinds(tmp_path, kind):
         ("MlpPolicy", IdentityEnvBox, dict(policy_kwargs=dict(state_dependent_std=True, std_net_arch=[8], min_std=0.1))),
         ("MlpPolicy", IdentityEnvBox, dict(baseline="value", policy_kwargs=dict(share_features_extractor=False))),
         (MlpPolicy, IdentityEnvBox, dict(policy_kwargs=dict(net_arch=[]))),
-        ("CnnPolicy", lambda: FakeImageEnv(screen_height=40, screen_width=40), dict(baseline="value")),
+        ("CnnPolicy", lambda: NoisyImageEnv(screen_height=40, screen_width=40), dict(baseline="value")),
         ("MultiInputPolicy", lambda: SimpleMultiObsEnv(random_start=False), dict(baseline="value")),
     ],
 )
 def test_predictions_are_the_same_after_load(tmp_path, policy, make_env, kwargs):
     env = make_env()
-    model = REINFORCE(policy, env, n_episodes=2, seed=0, **kwargs).learn(1)
+    model = make_model(env, policy, n_episodes=2, **kwargs).learn(1)
     model.save(tmp_path / "model")
     loaded = REINFORCE.load(tmp_path / "model", env=env)
     assert type(loaded.policy) is type(model.policy)
@@ -115,18 +74,17 @@ def test_predictions_are_the_same_after_load(tmp_path, policy, make_env, kwargs)
     before = weights(loaded)
     loaded.learn(1)
     assert loaded._n_updates == 2
-    if not isinstance(env, FakeImageEnv):  # which gives no reward
-        assert not th.equal(weights(loaded), before)
+    assert not th.equal(weights(loaded), before)
 
 
 def test_load_without_env(tmp_path):
     make_model().learn(40).save(tmp_path / "model")
     loaded = REINFORCE.load(tmp_path / "model")
     assert loaded.get_env() is None
-    loaded.set_env(make_env())
-    callback = FirstStepsCallback()
+    loaded.set_env(count_envs())
+    callback = whole_episodes()
     loaded.learn(40, callback=callback, reset_num_timesteps=False)
-    assert callback.n_batches == 2
+    assert len(callback.results) == 2
     assert loaded.num_timesteps == 80
     assert loaded._n_updates == 4
 
@@ -135,7 +93,7 @@ def test_load_continues_as_if_nothing_had_happened(tmp_path):
     kwargs = dict(baseline="value", learning_rate=LinearSchedule(1e-2, 1e-3, 1.0))
     model = make_model(**kwargs).learn(60)
     model.save(tmp_path / "model")
-    loaded = REINFORCE.load(tmp_path / "model", env=make_env())
+    loaded = REINFORCE.load(tmp_path / "model", env=count_envs())
     for one in (model, loaded):
         set_random_seed(5)
         one.learn(60, reset_num_timesteps=False)
@@ -146,18 +104,18 @@ def test_load_continues_as_if_nothing_had_happened(tmp_path):
 @pytest.mark.parametrize("n_envs, new_n_envs", [(1, 3), (3, 1), (2, 4)])
 @pytest.mark.parametrize("by_set_env", [True, False])
 def test_another_number_of_environments(tmp_path, n_envs, new_n_envs, by_set_env):
-    model = make_model(n_envs).learn(1)
+    model = make_model(count_envs(n_envs)).learn(1)
     before = weights(model)
     if by_set_env:
-        model.set_env(make_env(new_n_envs))
+        model.set_env(count_envs(new_n_envs))
     else:
         model.save(tmp_path / "model")
-        model = REINFORCE.load(tmp_path / "model", env=make_env(new_n_envs))
+        model = REINFORCE.load(tmp_path / "model", env=count_envs(new_n_envs))
     assert model.n_envs == new_n_envs
     assert th.equal(weights(model), before)
-    callback = FirstStepsCallback()
+    callback = whole_episodes()
     model.learn(1, callback=callback)
-    assert callback.n_batches == 1
+    assert len(callback.results) == 1
     assert model.rollout_buffer.n_episodes == 4
     assert sorted({episode.env_idx for episode in model.rollout_buffer.episodes}) == list(range(new_n_envs))
 
@@ -165,7 +123,7 @@ def test_another_number_of_environments(tmp_path, n_envs, new_n_envs, by_set_env
 def test_too_many_environments(tmp_path):
     """One episode per environment is the least, and None works with any number."""
     model = make_model(n_episodes=2)
-    env = make_env(3)
+    env = count_envs(3)
     with pytest.raises(ValueError, match="n_episodes=2"):
         model.set_env(env)
     assert model.n_envs == 1
@@ -187,7 +145,7 @@ def test_set_env_of_other_spaces():
 
 def test_set_env_with_vec_normalize():
     model = make_model().learn(1)
-    env = VecNormalize(make_env(2))
+    env = VecNormalize(count_envs(2))
     model.set_env(env)
     assert model.get_vec_normalize_env() is env
     model.learn(1)
@@ -197,7 +155,7 @@ def test_set_env_with_vec_normalize():
 def test_custom_objects(tmp_path):
     model = make_model(learning_rate=lambda progress: 1e-2 * progress, target_kl=None).learn(40)
     model.save(tmp_path / "model")
-    loaded = REINFORCE.load(tmp_path / "model", env=make_env(), custom_objects=dict(learning_rate=0.0))
+    loaded = REINFORCE.load(tmp_path / "model", env=count_envs(), custom_objects=dict(learning_rate=0.0))
     assert_same(loaded.get_parameters(), model.get_parameters())
     before = weights(loaded)
     loaded.learn(40)
@@ -218,7 +176,7 @@ def test_custom_objects(tmp_path):
 )
 def test_load_with_other_arguments(tmp_path, kwargs):
     make_model().learn(40).save(tmp_path / "model")
-    loaded = REINFORCE.load(tmp_path / "model", env=make_env(), **kwargs)
+    loaded = REINFORCE.load(tmp_path / "model", env=count_envs(), **kwargs)
     for name, value in kwargs.items():
         assert getattr(loaded, name) == value
     loaded.learn(1)
@@ -230,7 +188,7 @@ def test_load_with_other_arguments(tmp_path, kwargs):
 def test_load_with_or_without_critic(tmp_path, baseline, new_baseline):
     model = make_model(baseline=baseline).learn(40)
     model.save(tmp_path / "model")
-    loaded = REINFORCE.load(tmp_path / "model", env=make_env(), baseline=new_baseline)
+    loaded = REINFORCE.load(tmp_path / "model", env=count_envs(), baseline=new_baseline)
     assert_same(loaded.policy.state_dict(), model.policy.state_dict())
     loaded.learn(1)
     assert loaded._n_updates == 3
@@ -244,9 +202,9 @@ def test_load_with_arguments_that_make_no_sense(tmp_path):
 
 def test_load_without_target_kl_uses_the_learning_rate_as_it_is(tmp_path):
     model = make_model(target_kl=0.01).learn(200)
-    assert model._kl_learning_rate_factor != 1
+    assert logged(model)["train/learning_rate"] != model.learning_rate
     model.save(tmp_path / "model")
-    loaded = REINFORCE.load(tmp_path / "model", env=make_env(), target_kl=None, learning_rate=3e-3).learn(1)
+    loaded = REINFORCE.load(tmp_path / "model", env=count_envs(), target_kl=None, learning_rate=3e-3).learn(1)
     assert loaded.policy.optimizer.param_groups[0]["lr"] == 3e-3
 
 
@@ -279,7 +237,7 @@ def test_set_parameters_in_part():
 
 
 def test_what_is_learned_comes_back(tmp_path):
-    """Besides the parameters: the optimizers, the statistics of the critic's targets, the learning rate factor."""
+    """Besides the parameters: states of the optimizers, statistics of the critic's targets, the learning rate's factor."""
     model = make_model(baseline="value", target_kl=0.01).learn(100)
     model.save(tmp_path / "model")
     loaded = REINFORCE.load(tmp_path / "model")
@@ -289,24 +247,30 @@ def test_what_is_learned_comes_back(tmp_path):
     ):
         assert len(optimizer.state_dict()["state"]) > 0
         assert_same(other.state_dict(), optimizer.state_dict())
-    assert model._value_rms.count > 100
-    assert vars(loaded._value_rms) == vars(model._value_rms)
-    assert loaded._kl_learning_rate_factor == model._kl_learning_rate_factor != 1
+    assert hidden_state(loaded) == hidden_state(model) != hidden_state(make_model())
     assert loaded._n_updates == model._n_updates == 5
-    # They are the loaded model's own
-    loaded.set_env(make_env())
-    loaded.learn(1)
-    assert loaded._value_rms.count > model._value_rms.count
+    # Both go on alike, and the loaded model changes nothing in the other
+    loaded.set_env(count_envs())
+    model.set_env(count_envs())
+    before = hidden_state(model)
+    logs = []
+    for one in (loaded, model):
+        assert hidden_state(one) == before
+        set_random_seed(5)
+        one.learn(1, reset_num_timesteps=False)
+        logs.append({key: value for key, value in logged(one).items() if not key.startswith("time/")})
+    assert logs[0] == logs[1]
+    assert hidden_state(loaded) == hidden_state(model) != before
 
 
 def test_checkpoint_within_a_rollout(tmp_path):
-    model = make_model(n_envs=2)
+    model = make_model(count_envs(2))
     model.learn(30, callback=CheckpointCallback(save_freq=13, save_path=str(tmp_path)))
-    loaded = REINFORCE.load(tmp_path / "rl_model_26_steps", env=make_env(2))
+    loaded = REINFORCE.load(tmp_path / "rl_model_26_steps", env=count_envs(2))
     assert loaded._n_updates == 1
-    callback = FirstStepsCallback()
+    callback = whole_episodes()
     loaded.learn(20, callback=callback, reset_num_timesteps=False)
-    assert callback.n_batches == 1
+    assert len(callback.results) == 1
     assert loaded.num_timesteps == 46
     assert loaded._n_updates == 2
 
@@ -315,7 +279,7 @@ def test_checkpoint_within_a_rollout(tmp_path):
 def test_schedules(tmp_path, schedule):
     schedules = dict(learning_rate=schedule, value_learning_rate=schedule, target_kl=schedule)
     make_model(baseline="value", **schedules).learn(40).save(tmp_path / "model")
-    loaded = REINFORCE.load(tmp_path / "model", env=make_env())
+    loaded = REINFORCE.load(tmp_path / "model", env=count_envs())
     for name in schedules:
         if callable(schedule):
             assert getattr(loaded, name)(0.5) == pytest.approx(0.05)

@@ -3,24 +3,25 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
-from tests.envs import RecordVec, SpacesEnv
+from tests.envs import NoisyImageEnv, RecordVec, SpacesEnv
+from tests.helpers import batch_of, changed, clone, critic_names, make_model
 
 BOX = spaces.Box(-1, 1, (2,))
 
 
-def learn(observation_space, action_space, policy="MlpPolicy", **kwargs):
+def learn(observation_space, action_space, **kwargs):
+    """Learn from two episodes of each of two environments, and return the model, the record of the steps and the batch."""
     env = RecordVec(DummyVecEnv([lambda: SpacesEnv(observation_space, action_space)] * 2))
     # Samples that are wide of the bounds
     policy_kwargs = {"log_std_init": 1.0, **kwargs.pop("policy_kwargs", {})}
-    model = REINFORCE(policy, env, n_episodes=4, seed=0, policy_kwargs=policy_kwargs, device="cpu", **kwargs)
-    before = [parameter.clone() for parameter in model.policy.parameters()]
+    model = make_model(env, policy_kwargs=policy_kwargs, **kwargs)
+    before = clone(model)
     model.learn(16)
-    assert not all(th.equal(*pair) for pair in zip(before, model.policy.parameters(), strict=True))
-    return model, env, next(model.rollout_buffer.get())
+    assert changed(model, before)
+    return model, env, batch_of(model)
 
 
 def log_prob(model, batch):
@@ -53,9 +54,11 @@ def test_observation_spaces(space, dtype):
 
 @pytest.mark.parametrize("channel_first", [False, True])
 def test_image(channel_first):
-    env = FakeImageEnv(screen_height=36, screen_width=40, n_channels=3, channel_first=channel_first)
-    model = REINFORCE("CnnPolicy", env, n_episodes=2, seed=0, device="cpu").learn(20)
-    batch = next(model.rollout_buffer.get())
+    env = NoisyImageEnv(screen_height=36, screen_width=40, n_channels=3, channel_first=channel_first)
+    model = make_model(env, "CnnPolicy", n_episodes=2)
+    before = clone(model)
+    batch = batch_of(model.learn(20))
+    assert changed(model, before) == before.keys() - critic_names(model)
     assert batch.observations.shape == (20, 3, 36, 40)
     assert batch.observations.dtype == th.uint8
     assert log_prob(model, batch).isfinite().all()

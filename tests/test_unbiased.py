@@ -2,9 +2,9 @@
 The mean of many gradient estimates against the gradient by enumeration.
 
 Each check is a chi-square test of ``n_updates`` estimates at one fixed policy, with three degrees of freedom (the logit
-difference of each state). Right code fails it with probability 1e-4 (the seed is fixed, so it does not flicker). Its
-power is shown by what it must reject: the batch mean without its factor 1 - 1/N, which is off by a quarter of the
-gradient, and a batch of the first N episodes to finish.
+difference of each state). Right code fails the test with probability 1e-4 (the seed is fixed, so that the result is always
+the same). Two wrong estimators that the test must reject show its power: the batch mean without its factor 1 - 1/N, which
+is off by a quarter of the gradient, and a batch of the first N episodes to finish.
 """
 
 from itertools import product
@@ -20,8 +20,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.baselines import BASELINES
-from sb3_reinforce.buffers import Episode
 from sb3_reinforce.returns import RETURNS, timesteps
+from tests.helpers import store_batch
 
 N_STATES = 3
 GAMMA = 0.8
@@ -29,11 +29,13 @@ GAMMA = 0.8
 
 class SmallMDP(gym.Env):
     """
-    Three states, two actions. Action 0 ends the episode (with reward 1 + state), action 1 goes on to one of the next two
-    states with equal probability (reward 0.5 - state). It ends at the horizon in any case.
+    Three states, two actions, and episodes that end at the horizon at the latest.
+
+    Action 0 ends the episode (with reward 1 + state); action 1 goes on to one of the next two states with equal probability
+    (reward 0.5 - state).
     """
 
-    observation_space = spaces.Discrete(N_STATES)
+    observation_space = spaces.Box(0, 1, (N_STATES,))
     action_space = spaces.Discrete(2)
 
     def __init__(self, horizon):
@@ -42,13 +44,16 @@ class SmallMDP(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.state = self.time = 0
-        return self.state, {}
+        return self._observation(), {}
 
     def step(self, action):
         reward = self.reward(self.state, action)
         self.time += 1
         self.state = (self.state + int(self.np_random.integers(1, 3))) % N_STATES
-        return self.state, reward, bool(action == 0 or self.time == self.horizon), False, {}
+        return self._observation(), reward, bool(action == 0 or self.time == self.horizon), False, {}
+
+    def _observation(self):
+        return np.eye(N_STATES, dtype=np.float32)[self.state]
 
     @staticmethod
     def reward(state, action):
@@ -56,7 +61,7 @@ class SmallMDP(gym.Env):
 
     @classmethod
     def episodes(cls, horizon):
-        """All episodes as (states, actions, probability of the transitions)."""
+        """Yield all episodes as (states, actions, probability of the transitions)."""
         for length in range(1, horizon + 1):
             for moves in product((1, 2), repeat=length - 1):
                 states = np.cumsum([0, *moves]) % N_STATES
@@ -65,8 +70,8 @@ class SmallMDP(gym.Env):
 
 
 def enumerate_gradient(model, horizon, estimate):
-    """Expectation over all episodes of the gradient of ``estimate(log_probs, rewards)``."""
-    log_pi = model.policy.get_distribution(th.arange(N_STATES)).distribution.logits.double()
+    """Return the expectation over all episodes of the gradient of ``estimate(log_probs, rewards)``."""
+    log_pi = model.policy.get_distribution(th.eye(N_STATES)).distribution.logits.double()
     total = 0.0
     for states, actions, probability in SmallMDP.episodes(horizon):
         log_probs = log_pi[states, actions]
@@ -91,42 +96,43 @@ def score_times_return(model):
 
 
 class FirstToFinish(REINFORCE):
-    """What this package does not do: the batch holds the first N episodes to finish."""
+    """A wrong rule for the batch, which this package does not use: the first N episodes to finish."""
 
     def collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps):
         callback.on_rollout_start()
         rollout_buffer.reset()
         obs, unfinished, finished = env.reset(), [[] for _ in range(env.num_envs)], []
         while len(finished) < self.n_episodes:
-            actions = self._sample_actions(obs)
+            actions, _ = self.predict(obs)
             new_obs, rewards, dones, _ = env.step(actions)
             for i, steps in enumerate(unfinished):
-                steps.append((obs[[i]], actions[[i]], rewards[[i]], dones[[i]]))
+                steps.append((obs[i], actions[i], rewards[i]))
                 if dones[i]:
                     finished.append(steps)
                     unfinished[i] = []
             obs = new_obs
-        for steps in finished[: self.n_episodes]:
-            for step in steps:
-                rollout_buffer.add(*step, np.array([0]))
-            rollout_buffer.end_episode(Episode(0, False, None))
-        rollout_buffer.finish()
-        self.num_timesteps += 1  # one rollout per time step: the total counts the updates
+        store_batch(rollout_buffer, [map(np.array, zip(*steps, strict=True)) for steps in finished[: self.n_episodes]])
+        self.num_timesteps += 1  # One rollout per time step: the total counts the updates
         return True
 
 
 class Estimates(BaseCallback):
-    """The gradient of every update, and a stop after enough of them."""
+    """Keep the gradient of every update, and stop after enough of them."""
 
     def __init__(self, n_updates):
         super().__init__()
         self.n_updates = n_updates
         self.estimates = []
 
+    def _on_training_start(self):
+        self.gradients, weight = [], self.model.policy.action_net.weight
+        self.model.policy.optimizer.register_step_pre_hook(lambda *_: self.gradients.append(weight.grad.clone()))
+        self.is_first = True
+
     def _on_rollout_start(self):
-        gradient = self.model.policy.action_net.weight.grad
-        if gradient is not None:
-            self.estimates.append(-logit_gradient(gradient))
+        if not self.is_first:  # Where all returns are equal, the gradient is zero and no step is made
+            self.estimates.append(-logit_gradient(self.gradients.pop()) if self.gradients else np.zeros(N_STATES))
+        self.is_first = False
 
     def _on_step(self):
         return len(self.estimates) < self.n_updates
@@ -174,19 +180,27 @@ def test_expectation_is_the_gradient_of_the_objective(horizon, settings):
 
 def test_enumeration_is_complete():
     model = make_model([4])
-    log_pi = model.policy.get_distribution(th.arange(N_STATES)).distribution.logits.double()
+    log_pi = model.policy.get_distribution(th.eye(N_STATES)).distribution.logits.double()
     probabilities = [p * log_pi[s, a].sum().exp().item() for s, a, p in SmallMDP.episodes(4)]
     assert sum(probabilities) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("horizons", [[4], [1, 4], [2, 2, 3, 5]], ids=["1 env", "2 envs", "4 envs"])
-@pytest.mark.parametrize("baseline", [None, *BASELINES, "value"])
-def test_unbiased(baseline, horizons):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "baseline, horizons, sampler",
+    [
+        *((baseline, [2, 2, 3, 5], "numpy") for baseline in (None, *BASELINES, "value")),
+        *(("timestep", horizons, sampler) for horizons, sampler in (([4], "numpy"), ([1, 4], "numpy"), ([1, 4], "pytorch"))),
+    ],
+    indirect=["sampler"],
+)
+def test_unbiased(baseline, horizons, sampler):
     model = make_model(horizons, baseline=baseline)
     factor = 1 - 1 / 4 if baseline == "mean" else 1.0
     assert p_value(model, factor * expected_gradient(model, horizons)) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -202,11 +216,13 @@ def test_unbiased_discounted(settings):
     assert p_value(model, factor * expected_gradient(model, [2, 4])) > 1e-4
 
 
+@pytest.mark.slow
 def test_mean_without_its_factor_is_rejected():
     model = make_model([4], baseline="mean")
     assert p_value(model, expected_gradient(model, [4])) < 1e-8
 
 
+@pytest.mark.slow
 def test_first_to_finish_is_rejected():
     """Same environments, same policy, same test: only the rule for the batch differs."""
     horizons = [5, 5, 5, 5]

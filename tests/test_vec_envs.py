@@ -1,12 +1,8 @@
 """Which steps enter the batch: whole episodes by quota, in order, as the policy saw them."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -18,9 +14,9 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from sb3_reinforce import REINFORCE
-from sb3_reinforce.buffers import Episode, EpisodeRolloutBuffer
-from tests.envs import Poison, RecordVec, TracingEnv
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from tests.envs import NoisyImageEnv, Poison, RecordVec, TracingEnv
+from tests.helpers import batch_of, make_model, weights
 
 
 def make_env(lengths, vec_env_class=DummyVecEnv, monitor=True, **kwargs):
@@ -31,18 +27,14 @@ def make_env(lengths, vec_env_class=DummyVecEnv, monitor=True, **kwargs):
     return vec_env_class([lambda i=i: make(i) for i in range(len(lengths))])
 
 
-def make_model(env, **kwargs):
-    return REINFORCE("MlpPolicy", env, **{"seed": 0, "device": "cpu", **kwargs})
-
-
 def rows_of(episodes, lengths):
-    """The observations of the given episodes ``(environment, episode)``."""
+    """Return the observations of the given episodes ``(environment, episode)``."""
     return [[i, e, t] for i, e in episodes for t in range(lengths[i])]
 
 
 def assert_batch(model, episodes, lengths):
     buffer = model.rollout_buffer
-    batch = next(buffer.get())
+    batch = batch_of(model)
     assert batch.observations.tolist() == rows_of(episodes, lengths)
     assert buffer.lengths.tolist() == [lengths[i] for i, _ in episodes]
     assert [episode.env_idx for episode in buffer.episodes] == [i for i, _ in episodes]
@@ -117,71 +109,16 @@ def test_min_steps_is_a_lower_bound(min_steps, n_rounds):
 @pytest.mark.parametrize("n_envs, quotas", [(1, [8]), (3, [2, 3, 3]), (10, [1] * 10)])
 def test_n_episodes_none(n_envs, quotas):
     lengths = [3] * n_envs
-    model = make_model(make_env(lengths)).learn(1)
+    model = make_model(make_env(lengths), n_episodes=None).learn(1)
     assert_batch(model, [(i, e) for i in range(n_envs) for e in range(quotas[i])], lengths)
 
 
 def test_set_env_with_another_number_of_envs():
-    model = make_model(make_env([3])).learn(1)
+    model = make_model(make_env([3]), n_episodes=8).learn(1)
     model.set_env(make_env([3, 5]))
     model.learn(1)
     assert model.n_envs == 2
     assert_batch(model, [(i, e) for i in range(2) for e in range(4)], [3, 5])
-
-
-# Buffer
-
-
-def fill(buffer, lengths, n_envs=1, env_idx=0, first=0, truncated=()):
-    """Episodes of one environment, whose observation, action and reward count the steps."""
-    step = first
-    for i, length in enumerate(lengths):
-        for t in range(length):
-            values = np.full(n_envs, step, dtype=np.float32)
-            done = np.full(n_envs, t == length - 1)
-            buffer.add(np.stack([values, -values], axis=1), values[:, None], values, done, np.array([env_idx]))
-            step += 1
-        buffer.end_episode(Episode(env_idx, i in truncated, None))
-
-
-def make_buffer(buffer_size, n_envs=1):
-    space = spaces.Box(-1, 1, (1,))
-    return EpisodeRolloutBuffer(buffer_size, spaces.Box(-1, 1, (2,)), space, device="cpu", n_envs=n_envs)
-
-
-def assert_counts(buffer, steps):
-    batch = next(buffer.get())
-    assert batch.observations.tolist() == [[step, -step] for step in steps]
-    assert batch.actions.tolist() == [[step] for step in steps]
-    assert buffer.rewards.tolist() == list(steps)
-
-
-@pytest.mark.parametrize("buffer_size", [1, 2, 7, 100])
-def test_buffer_grows(buffer_size):
-    buffer = make_buffer(buffer_size)
-    fill(buffer, [1, 4, 10])
-    buffer.finish()
-    assert_counts(buffer, range(15))
-    assert buffer.lengths.tolist() == [1, 4, 10]
-
-
-def test_capacity_is_at_most_twice_the_largest_batch():
-    buffer = make_buffer(4)
-    capacities = []
-    for n_steps in [3, 50, 10, 120, 7]:
-        buffer.reset()
-        assert buffer.n_steps == buffer.n_episodes == 0
-        fill(buffer, [1, n_steps - 1])
-        buffer.finish()
-        assert_counts(buffer, range(n_steps))
-        capacities.append(buffer.buffer_size)
-        assert {len(column) for column in buffer._columns.values()} == {buffer.buffer_size}
-    assert capacities[0] == 4
-    assert 50 <= capacities[1] <= 100
-    # It is kept from batch to batch
-    assert capacities[2] == capacities[1]
-    assert 120 <= capacities[3] <= 240
-    assert capacities[4] == capacities[3]
 
 
 def test_growing_does_not_change_the_training():
@@ -191,77 +128,14 @@ def test_growing_does_not_change_the_training():
 
     models = [make_model(make_env([3, 5]), rollout_buffer_class=cls).learn(60) for cls in (TinyBuffer, None)]
     assert models[0].rollout_buffer.buffer_size < models[1].rollout_buffer.buffer_size
-    for parameters in zip(models[0].policy.parameters(), models[1].policy.parameters(), strict=True):
-        assert th.equal(*parameters)
-
-
-def test_get_twice():
-    buffer = make_buffer(1)
-    fill(buffer, [2, 3])
-    buffer.finish()
-    buffer.advantages[:], buffer.returns[:] = np.arange(5), -np.arange(5)
-    first, second = next(buffer.get()), next(buffer.get())
-    for tensors in zip(first, second, strict=True):
-        assert th.equal(*tensors)
-    assert first.advantages.tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("batch_size, shuffle", [*itertools.product([1, 4, 19, 20, 50], [False, True]), (None, False)])
-def test_samples_cover_each_step_once(batch_size, shuffle):
-    buffer = make_buffer(1)
-    fill(buffer, [8, 12])
-    buffer.finish()
-    buffer.advantages[:], buffer.returns[:] = buffer.rewards, -buffer.rewards
-    size = batch_size or 20
-    if shuffle:
-        batches, sizes = zip(*buffer.get_minibatches(batch_size), strict=True)
-        assert [len(batch.actions) for batch in batches] == list(sizes)
-    else:
-        batches = list(buffer.get(batch_size))
-    assert [len(batch.actions) for batch in batches] == [min(size, 20 - start) for start in range(0, 20, size)]
-    steps = th.cat([batch.advantages for batch in batches])
-    # The rows stay together
-    assert th.equal(th.cat([batch.returns for batch in batches]), -steps)
-    assert th.equal(th.cat([batch.actions for batch in batches]), steps[:, None])
-    assert th.equal(th.cat([batch.observations for batch in batches]), th.stack([steps, -steps], dim=1))
-    assert (steps.tolist() == list(range(20))) != shuffle
-    assert sorted(steps.tolist()) == list(range(20))
-
-
-def test_discard_truncated():
-    buffer = make_buffer(1)
-    fill(buffer, [2, 3, 1, 4], truncated=(0, 2))
-    buffer.finish(discard_truncated=True)
-    assert_counts(buffer, [2, 3, 4, 6, 7, 8, 9])
-    assert buffer.lengths.tolist() == [3, 4]
-    assert buffer.n_episodes == 2
-    assert buffer.n_steps == 7
-
-
-def test_envs_one_after_the_other():
-    buffer = make_buffer(1, n_envs=3)
-    fill(buffer, [2, 1], n_envs=3, env_idx=2, first=0)
-    fill(buffer, [3], n_envs=3, env_idx=0, first=10)
-    fill(buffer, [1], n_envs=3, env_idx=2, first=20)
-    buffer.finish()
-    assert_counts(buffer, [10, 11, 12, 0, 1, 2, 20])
-    assert buffer.lengths.tolist() == [3, 2, 1, 1]
-    assert [episode.env_idx for episode in buffer.episodes] == [0, 2, 2, 2]
-
-
-def test_incomplete_episode_is_refused():
-    buffer = make_buffer(1)
-    fill(buffer, [2])
-    buffer.add(np.zeros((1, 2)), np.zeros((1, 1)), np.zeros(1), np.array([False]), np.array([0]))
-    with pytest.raises(AssertionError, match="not complete"):
-        buffer.finish()
+    assert th.equal(weights(models[0]), weights(models[1]))
 
 
 # Wrappers
 
 
 def assert_batch_is_what_the_model_got(model, env, quotas):
-    batch = next(model.rollout_buffer.get())
+    batch = batch_of(model)
     np.testing.assert_array_equal(batch.observations.numpy(), env.of_batch(env.observations, quotas))
     np.testing.assert_array_equal(batch.actions.flatten().numpy(), env.of_batch(env.actions, quotas))
     np.testing.assert_array_equal(model.rollout_buffer.rewards, env.of_batch(env.rewards, quotas).astype(np.float32))
@@ -300,7 +174,7 @@ def test_vec_frame_stack():
     expected = []
     for i, length in enumerate([3, 5]):
         expected += [[0, 0, 0, i, 0, 0]] + [[i, 0, t - 1, i, 0, t] for t in range(1, length)]
-    assert next(model.rollout_buffer.get()).observations.tolist() == expected
+    assert batch_of(model).observations.tolist() == expected
 
 
 def test_vec_monitor():
@@ -311,12 +185,12 @@ def test_vec_monitor():
 
 def test_vec_transpose_image():
     def make():
-        return FakeImageEnv(screen_height=36, screen_width=40, n_channels=3)
+        return NoisyImageEnv(screen_height=36, screen_width=40, n_channels=3)
 
     env = RecordVec(DummyVecEnv([make, make]))
-    model = REINFORCE("CnnPolicy", env, n_episodes=2, seed=0, device="cpu").learn(1)
+    model = make_model(env, "CnnPolicy", n_episodes=2).learn(1)
     assert isinstance(model.get_env(), VecTransposeImage)
-    observations = next(model.rollout_buffer.get()).observations
+    observations = batch_of(model).observations
     assert observations.dtype == th.uint8
     np.testing.assert_array_equal(observations.numpy(), env.of_batch(env.observations, [1, 1]).transpose(0, 3, 1, 2))
 
@@ -337,21 +211,17 @@ def set_critic(model, value):
     th.nn.init.constant_(model.policy.value_net.bias, value)
 
 
-def parameters_of(model):
-    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
-
-
 @pytest.mark.parametrize(
     "time_limit, gae_lambda, returns",
     [
-        # gamma = 0.5, V = 8, rewards of 1: a return is 1 + 0.5 * (what comes after), ...
+        # gamma = 0.5, V = 8, rewards of 1: a return is 1 + 0.5 * (the return after it), ...
         ("terminal", 1, {"terminated": [1.75, 1.5, 1], "truncated": [1.75, 1.5, 1], "both": [1.75, 1.5, 1]}),
         ("bootstrap", 1, {"terminated": [1.75, 1.5, 1], "truncated": [2.75, 3.5, 5], "both": [1.75, 1.5, 1]}),
         ("discard", 1, {"terminated": [1.75, 1.5, 1], "both": [1.75, 1.5, 1]}),
         # ... with lambda = 0 it is 1 + 0.5 * 8 but for the last step, ...
         ("terminal", 0, {"terminated": [5, 5, 1], "truncated": [5, 5, 1], "both": [5, 5, 1]}),
         ("bootstrap", 0, {"terminated": [5, 5, 1], "truncated": [5, 5, 5], "both": [5, 5, 1]}),
-        # ... and with lambda = 0.5 what comes after is half V, half return: 1 + 0.5 * (4 + 0.5 * 1) = 3.25
+        # ... and with lambda = 0.5 the return after it is half V, half return: 1 + 0.5 * (4 + 0.5 * 1) = 3.25
         ("terminal", 0.5, {"terminated": [3.8125, 3.25, 1], "truncated": [3.8125, 3.25, 1], "both": [3.8125, 3.25, 1]}),
         ("bootstrap", 0.5, {"terminated": [3.8125, 3.25, 1], "truncated": [4.0625, 4.25, 5], "both": [3.8125, 3.25, 1]}),
     ],
@@ -403,16 +273,16 @@ def test_discard_without_an_episode_left():
     # Of the two episodes of each rollout none is left at first, then one, then two
     env = make_env([3], ends=("truncated",) * 3 + ("terminated",) * 3)
     model = make_model(env, n_episodes=2, time_limit="discard")
-    before = parameters_of(model)
+    before = weights(model)
     with pytest.warns(UserWarning, match="No update: 0 episodes .* at least 2 are needed.*time_limit='discard'"):
         model.learn(6)
-    assert th.equal(parameters_of(model), before)
+    assert th.equal(weights(model), before)
     assert model._n_updates == 0
     with pytest.warns(UserWarning, match="No update: 1 episodes"):
         model.learn(6, reset_num_timesteps=False)
-    assert th.equal(parameters_of(model), before)
+    assert th.equal(weights(model), before)
     model.learn(6, reset_num_timesteps=False)
-    assert not th.equal(parameters_of(model), before)
+    assert not th.equal(weights(model), before)
     assert model._n_updates == 1
     assert model.num_timesteps == 18
 

@@ -1,0 +1,227 @@
+"""
+Helpers that several test files share.
+
+The last part holds all that the tests know about the inside of the package: a rename there is a change here only.
+"""
+
+import re
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.buffers import Episode
+from tests.envs import CountEnv
+
+# Models and environments
+
+
+def make_model(env=None, policy="MlpPolicy", **kwargs):
+    """Make a model with a fixed seed that learns from four episodes of a ``CountEnv``, unless told otherwise."""
+    return REINFORCE(policy, CountEnv() if env is None else env, **{"n_episodes": 4, "seed": 0, "device": "cpu", **kwargs})
+
+
+def count_envs(n_envs=1, **kwargs):
+    """Make a vectorized environment of monitored ``CountEnv``."""
+    return DummyVecEnv([lambda: Monitor(CountEnv(**kwargs))] * n_envs)
+
+
+class LinearExtractor(BaseFeaturesExtractor):
+    """Learned features: a linear layer on flat observations."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=4)
+        self.linear = th.nn.Linear(observation_space.shape[0], 4)
+
+    def forward(self, observations):
+        return self.linear(observations)
+
+
+# Parameters
+
+
+def weights(model):
+    """Return a copy of the parameters of the policy as one vector."""
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+
+
+def clone(model):
+    """Return a copy of the parameters and buffers of the policy, by name."""
+    return {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+
+
+def changed(model, before):
+    """Return the names of the parameters and buffers of the policy that differ from a copy made by :func:`clone`."""
+    return {name for name, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[name])}
+
+
+def critic_names(model):
+    """Return the names of the parameters that only the critic uses; shared features belong to the actor."""
+    prefix = "value_net" if model.policy.share_features_extractor else "vf_features_extractor"
+    return {name for name in model.policy.state_dict() if "value_net" in name or name.startswith(prefix)}
+
+
+def vector_of(tensors, names=None):
+    """Return tensors by name, all or those of the given names, as one vector in double precision."""
+    return np.concatenate([np.ravel(tensors[name]) for name in names or tensors]).astype(np.float64)
+
+
+def assert_same(left, right):
+    """Check that two nested structures hold equal tensors and numbers."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list):
+        for one, other in zip(left, right, strict=True):
+            assert_same(one, other)
+    elif isinstance(left, th.Tensor):
+        assert th.equal(left, right)
+    else:
+        assert left == right
+
+
+def raises(*parts):
+    """Expect a ValueError whose message has these parts, in this order."""
+    return pytest.raises(ValueError, match=".*".join(map(re.escape, parts)))
+
+
+# What a training run shows
+
+
+class Batches(BaseCallback):
+    """
+    Keep what a function makes of each batch, in ``results``.
+
+    :param function: Function of the rollout buffer, called when a rollout ends
+    """
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def _on_training_start(self):
+        self.results = []
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.results.append(self.function(self.locals["rollout_buffer"]))
+
+
+def whole_episodes(length=5):
+    """Make a callback that checks that each batch holds whole episodes of a ``CountEnv``, and counts the batches."""
+
+    def check(buffer):
+        (batch,) = buffer.get()
+        np.testing.assert_array_equal(buffer.lengths, np.full(buffer.n_episodes, length))
+        np.testing.assert_array_equal(batch.observations.flatten(), np.tile(np.arange(length), buffer.n_episodes))
+
+    return Batches(check)
+
+
+def batch_of(model):
+    """Return the whole batch of the last rollout."""
+    (batch,) = model.rollout_buffer.get()
+    return batch
+
+
+def logged(model):
+    """Return what the model has logged since the logger last wrote: after ``learn(1)``, its update."""
+    return dict(model.logger.name_to_value)
+
+
+def record_gradients(model):
+    """Return a list that grows with each step of the policy's optimizer: the gradients that it is given, by name."""
+    found = []
+
+    def record(*_):
+        found.append({name: p.grad.clone() for name, p in model.policy.named_parameters() if p.grad is not None})
+
+    model.policy.optimizer.register_step_pre_hook(record)
+    return found
+
+
+def train_again(model, learning_rate=None):
+    """Make another update on the last batch, and return what it logs."""
+    if learning_rate is not None:
+        model.lr_schedule = lambda _: learning_rate
+    model.train()
+    return logged(model)
+
+
+def gradient_of(model):
+    """Return the gradient of the loss on the last batch, by name; empty where no step is made as it is zero."""
+    found = record_gradients(model)
+    before, natural_gradient, lr_schedule = clone(model), model.natural_gradient, model.lr_schedule
+    model.natural_gradient = False
+    train_again(model, learning_rate=0.0)
+    model.natural_gradient, model.lr_schedule = natural_gradient, lr_schedule
+    model.policy.load_state_dict(before)
+    return found[0] if found else {}
+
+
+def step_of(model, learning_rate=None):
+    """Update the policy with the last batch, and return how its parameters have moved, by name."""
+    before = clone(model)
+    train_again(model, learning_rate)
+    return {name: tensor - before[name] for name, tensor in clone(model).items()}
+
+
+# The inside of the package
+
+
+def collect(model):
+    """Collect one batch with the policy as it is, without an update."""
+    _, callback = model._setup_learn(1)
+    return model.collect_rollouts(model.get_env(), callback, model.rollout_buffer, 0)
+
+
+def store_batch(buffer, episodes, truncated=False):
+    """Replace what is in the rollout buffer by whole episodes: triples of observations, actions and rewards."""
+    buffer.reset()
+    for observations, actions, rewards in episodes:
+        n_steps = len(rewards)
+        done = np.arange(n_steps) == n_steps - 1
+        buffer.add(observations, actions, np.asarray(rewards), done, np.zeros(n_steps, int))
+        buffer.end_episode(Episode(0, truncated, None))
+    buffer.finish()
+
+
+def set_chunk_size(model, n_steps):
+    """Let the model pass so many steps of the batch through the network at once."""
+    model._chunk_size = n_steps
+
+
+def set_actions(model, function):
+    """Let the model take the actions ``function(observations)`` in its rollouts."""
+    model._actor = lambda n_envs: function
+
+
+def sample_with_pytorch(monkeypatch):
+    """Let all models sample their actions with PyTorch, never with NumPy."""
+    monkeypatch.setattr("sb3_reinforce.rollout.is_plain", lambda policy: False)
+
+
+def record_noise(sampler):
+    """Return a list that grows with the noise of each action that the NumPy sampler takes."""
+    draws, draw = [], sampler._next_noise
+    sampler._next_noise = lambda: draws.append(draw()) or draws[-1]
+    return draws
+
+
+def set_noise(sampler, noise):
+    """Let the NumPy sampler use this noise for every action."""
+    sampler._next_noise = lambda: noise
+
+
+def hidden_state(model):
+    """Return the learned numbers that no public attribute shows."""
+    value_rms = model._value_rms
+    return model._kl_learning_rate_factor, float(value_rms.mean), float(value_rms.var), value_rms.count
