@@ -163,7 +163,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
         self._first_step = counts[: rank(), 1].sum()
         self.rewards = self.column("reward", self._order)
         # Unknown until the update, which a callback that changes the rewards comes before
-        self.advantages = self.returns = self.targets = np.full_like(self.rewards, np.nan)
+        self.advantages, self.returns, self.targets = (np.full_like(self.rewards, np.nan) for _ in range(3))
 
     @property
     def rows(self) -> np.ndarray:

@@ -112,7 +112,8 @@ def generalized_advantage(
 ) -> np.ndarray:
     """
     Compute the generalized advantage estimate ``A_t = sum_{k >= t} (gamma * lambda)^(k - t) delta_k`` of the temporal
-    differences ``delta_k = r_k + gamma V(s_{k+1}) - V(s_k)``. With ``gae_lambda=1`` it is :func:`reward_to_go` minus ``values``.
+    differences ``delta_k = r_k + gamma V(s_{k+1}) - V(s_k)``. With ``gae_lambda=1`` this is :func:`reward_to_go` minus
+    ``values``.
 
     Source: Schulman et al., https://arxiv.org/abs/1506.02438, eq. 16.
 

@@ -2,7 +2,7 @@ import multiprocessing
 
 import pytest
 
-pytest.register_assert_rewrite("tests.helpers", "tests.distributed_runs")
+pytest.register_assert_rewrite("tests.helpers", "tests.parallel_runs")
 
 from tests.helpers import sample_with_pytorch  # noqa: E402
 
@@ -10,7 +10,7 @@ from tests.helpers import sample_with_pytorch  # noqa: E402
 BOTH_SAMPLERS = {"test_callbacks", "test_deterministic"}
 
 # SubprocVecEnv forks its processes from a server: with the imports made once there, a process starts in milliseconds
-multiprocessing.set_forkserver_preload(["tests.distributed_runs", "torch._dynamo"])
+multiprocessing.set_forkserver_preload(["tests.parallel_runs", "torch._dynamo"])
 
 
 def pytest_generate_tests(metafunc):

@@ -5,6 +5,7 @@ The last part holds all that the tests know about the inside of the package: a r
 """
 
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.buffers import Episode
+from sb3_reinforce.batch import Episode
 from tests.envs import CountEnv
 
 # Models and environments
@@ -189,7 +190,8 @@ def store_batch(buffer, episodes, truncated=False):
     for observations, actions, rewards in episodes:
         n_steps = len(rewards)
         done = np.arange(n_steps) == n_steps - 1
-        buffer.add(observations, actions, np.asarray(rewards), done, np.zeros(n_steps, int))
+        buffer.add(observations, actions, np.zeros(n_steps, int))
+        buffer.add_outcome(np.asarray(rewards), done, [{}] * n_steps)
         buffer.end_episode(Episode(0, truncated, None))
     buffer.finish()
 
@@ -201,12 +203,18 @@ def set_chunk_size(model, n_steps):
 
 def set_actions(model, function):
     """Let the model take the actions ``function(observations)`` in its rollouts."""
-    model._actor = lambda n_envs: function
+    collect_rollouts = model.collect_rollouts
+
+    def collect_with(*args, **kwargs):
+        with mock.patch("sb3_reinforce.rollout.make_sampler", lambda policy, n_envs: function):
+            return collect_rollouts(*args, **kwargs)
+
+    model.collect_rollouts = collect_with
 
 
 def sample_with_pytorch(monkeypatch):
     """Let all models sample their actions with PyTorch, never with NumPy."""
-    monkeypatch.setattr("sb3_reinforce.rollout.is_plain", lambda policy: False)
+    monkeypatch.setattr("sb3_reinforce.sampler.is_plain", lambda policy: False)
 
 
 def record_noise(sampler):

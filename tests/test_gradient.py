@@ -69,7 +69,7 @@ def slow_gradient(model):
     batch = batch_of(model)
     _, log_probs, _ = model.policy.evaluate_actions(batch.observations, batch.actions)
     returns = RETURNS[model.returns](buffer.rewards, buffer.lengths, model.gamma)
-    baseline = BASELINES[model.baseline](returns, buffer.lengths) if model.baseline else np.zeros_like(returns)
+    baseline = BASELINES[model.baseline].values(returns, buffer.lengths) if model.baseline else np.zeros_like(returns)
     advantages = returns - baseline
     if model.normalize_advantage:
         advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)

@@ -1,7 +1,6 @@
 """Training states: a resumed run is the undisturbed one, bit for bit."""
 
-import hashlib
-import json
+import io
 import multiprocessing
 import pickle
 import random
@@ -25,15 +24,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.checkpoint import (
-    TrainingStateCallback,
-    capture_env,
-    find_states,
-    load_latest,
-    load_state,
-    lock,
-    restore_env,
-)
+from sb3_reinforce.resume import TrainingStateCallback
+from sb3_reinforce.resume.archive import find_states, load_latest, load_state, lock
+from sb3_reinforce.resume.capture import capture_env, restore_env
 from tests.envs import SpacesEnv
 from tests.helpers import assert_same, hidden_state
 
@@ -314,26 +307,31 @@ def test_every_flipped_bit_is_found(states):
     assert n_refused > 190
 
 
-def replace_members(path, **contents):
-    """Write other contents into members of the archive, ``model_zip`` for ``model.zip``, with the checksums that belong."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    manifest = json.loads(members["manifest.json"])
-    for name, content in contents.items():
-        member = name.replace("_", ".")
-        members[member] = content(manifest) if callable(content) else content
-        if member in manifest["sha256"]:
-            manifest["sha256"][member] = hashlib.sha256(content).hexdigest()
-            members["manifest.json"] = json.dumps(manifest).encode()
+def replace_members(path, change_state=None, model=None):
+    """Change the state in the archive, or write other bytes in the place of the model."""
+    state, old_model = load_state(path)
+    if change_state is not None:
+        change_state(state)
+    contents = io.BytesIO()
+    th.save(state, contents)
     with zipfile.ZipFile(path, "w") as archive:
-        for member, content in members.items():
-            archive.writestr(member, content)
+        archive.writestr("state.pt", contents.getvalue())
+        archive.writestr("model.zip", model or old_model)
 
 
 def test_another_version(states):
-    replace_members(states[0], manifest_json=lambda manifest: json.dumps({**manifest, "version": 99}))
-    with pytest.raises(ValueError, match="is a training state of version 99, this package reads version 2"):
+    replace_members(states[0], lambda state: state.update(version=99))
+    with pytest.raises(ValueError, match="is a training state of version 99, this package reads version 3"):
         load_latest(states[0])
+
+
+def test_state_of_an_earlier_version(tmp_path):
+    """Those had a manifest."""
+    with zipfile.ZipFile(tmp_path / "training_8_steps.state", "w") as archive:
+        archive.writestr("manifest.json", "{}")
+        archive.writestr("model.zip", "")
+    with pytest.raises(ValueError, match="is a training state of an earlier version, this package reads version 3"):
+        load_latest(tmp_path / "training_8_steps.state")
 
 
 def test_no_states(tmp_path):
@@ -344,14 +342,17 @@ def test_no_states(tmp_path):
 
 
 def test_reading_a_state_executes_nothing(states, tmp_path):
-    """The model, which SB3 pickles, comes back as bytes."""
+    """The model, which SB3 pickles, comes back as bytes, and the rest of a state is refused if it wants to be executed."""
 
     class Bomb:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "exploded",))
 
-    replace_members(states[0], model_zip=pickle.dumps(Bomb()))
+    replace_members(states[0], model=pickle.dumps(Bomb()))
     _, model = load_state(states[0])
+    replace_members(states[0], lambda state: state.update(version=Bomb()))
+    with pytest.raises(ValueError, match="is no training state, or is damaged"):
+        load_state(states[0])
     assert not (tmp_path / "exploded").exists()
     pickle.loads(model)
     assert (tmp_path / "exploded").exists()
@@ -534,6 +535,6 @@ def test_a_run_that_is_still_training_is_left_alone(states):
 
 def test_other_versions_of_packages(states, monkeypatch):
     model = REINFORCE.resume(states[0], env=make_vec_env("CartPole-v1"))
-    monkeypatch.setattr("sb3_reinforce.checkpoint.version", lambda name: "0.0")
+    monkeypatch.setattr("sb3_reinforce.checks.version", lambda name: "0.0")
     with pytest.warns(UserWarning, match="the numbers may differ from here on"):
         model.learn(200, callback=TrainingStateCallback(30, states[0].parent))

@@ -12,7 +12,7 @@ import pytest
 import torch as th
 
 from sb3_reinforce import REINFORCE
-from tests.distributed_runs import CASES, agreement, gradients, in_processes, learn_case, statistics
+from tests.parallel_runs import CASES, agreement, gradients, in_processes, learn_case, statistics
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,7 +71,7 @@ def test_statistics():
 )
 def test_a_process_that_fails_ends_all(kind, message):
     start = time.monotonic()
-    process = torchrun("tests.distributed_runs", kind)
+    process = torchrun("tests.parallel_runs", kind)
     output, _ = process.communicate(timeout=900)
     assert process.returncode != 0
     assert time.monotonic() - start < 60

@@ -1,4 +1,4 @@
-"""What the processes of test_distributed.py do; as a program: ``torchrun -m tests.distributed_runs FAULT``."""
+"""What the processes of test_parallel.py do; as a program: ``torchrun -m tests.parallel_runs FAULT``."""
 
 import hashlib
 import multiprocessing
@@ -22,7 +22,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_reinforce import REINFORCE, distributed
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.parallel import processes
 from tests.helpers import changed, clone, hidden_state, logged, make_model, raises, record_gradients, set_actions, vector_of
 
 #: Environments of all processes together
@@ -80,8 +81,8 @@ def learn_case(kwargs):
     :return: Of each update, the step of the parameters, the gradient of the optimizer (if it made the step) and what was
         logged; then the numbers of time steps and of episodes
     """
-    n_envs = N_ENVS // distributed.world_size()
-    first = distributed.rank() * n_envs
+    n_envs = N_ENVS // processes.world_size()
+    first = processes.rank() * n_envs
     env = DummyVecEnv([lambda index=index: Monitor(Recorded(index)) for index in range(first, first + n_envs)])
     model = make_model(env, seed=5, n_episodes=9, **kwargs)
     set_actions(model, lambda obs: np.sin(13 * obs.sum(axis=1, keepdims=True)).astype(np.float32))
@@ -100,7 +101,7 @@ def learn_case(kwargs):
 def gradients(out):
     """Write what process 0 makes of all cases to a file."""
     outcomes = {name: learn_case(kwargs) for name, kwargs in CASES.items()}
-    if distributed.rank() == 0:
+    if processes.rank() == 0:
         th.save(outcomes, out)
 
 
@@ -143,36 +144,36 @@ class Updates(BaseCallback):
 def agreement(out):
     """Check that all processes end with the same model, and with the same one when they start again."""
     models = [make_normalized_model().learn(100_000, callback=Updates()) for _ in range(2)]
-    everywhere = distributed.gather([digest(model) for model in models])
+    everywhere = processes.gather([digest(model) for model in models])
     assert everywhere[0][0] == everywhere[0][1], "Two runs from the same seed differ"
     assert all(each == everywhere[0] for each in everywhere), everywhere
     assert models[0]._n_updates == 20
     assert digest(make_normalized_model(seed=4).learn(500)) != digest(make_normalized_model(seed=5).learn(500))
 
     # Their samples are not the same, nor are their first observations
-    samples = distributed.gather((th.rand(1).item(), np.random.rand(), make_normalized_model().env.reset().tolist()))
+    samples = processes.gather((th.rand(1).item(), np.random.rand(), make_normalized_model().env.reset().tolist()))
     assert all(a != b for a, b in zip(*samples, strict=True)), samples
 
     model = make_normalized_model()
     callback = Stop()
     model.learn(100_000, callback=callback)
-    assert (callback.n_calls == 200) == (distributed.rank() == 0)
-    assert len(set(distributed.gather(model.num_timesteps))) == 1
+    assert (callback.n_calls == 200) == (processes.rank() == 0)
+    assert len(set(processes.gather(model.num_timesteps))) == 1
     model.learn(1000, reset_num_timesteps=False)
-    assert len({str(digest) for digest in distributed.gather(digest(model))}) == 1
+    assert len({str(digest) for digest in processes.gather(digest(model))}) == 1
 
-    path = Path(out, str(distributed.rank()))
+    path = Path(out, str(processes.rank()))
     model.save(path)
-    assert path.with_suffix(".zip").exists() == (distributed.rank() == 0)
+    assert path.with_suffix(".zip").exists() == (processes.rank() == 0)
 
     # Without a seed, too
     model = make_normalized_model(seed=None).learn(1)
-    assert len({str(digest) for digest in distributed.gather(digest(model))}) == 1
+    assert len({str(digest) for digest in processes.gather(digest(model))}) == 1
 
     for kwargs, message in (
-        (dict(n_episodes=4 + distributed.rank()), "n_episodes is 4 in process 0 and 5 in process 1"),
+        (dict(n_episodes=4 + processes.rank()), "n_episodes is 4 in process 0 and 5 in process 1"),
         (dict(n_episodes=3), "n_episodes=3 must be at least the number of environments, 4"),
-        (dict(policy_kwargs=dict(net_arch=[2 + distributed.rank()])), "must train the same model: parameters is"),
+        (dict(policy_kwargs=dict(net_arch=[2 + processes.rank()])), "must train the same model: parameters is"),
         (dict(policy_kwargs=dict(features_extractor_class=Normed)), "Batch normalization is not supported"),
     ):
         with raises(message):
@@ -181,28 +182,28 @@ def agreement(out):
 
 def statistics():
     """Check that merged statistics are those of all that the processes have seen."""
-    seen = np.random.default_rng(0).normal(3, 2, (distributed.world_size() + 1, 50, 4)) * [1, 10, 100, 1e-3]
+    seen = np.random.default_rng(0).normal(3, 2, (processes.world_size() + 1, 50, 4)) * [1, 10, 100, 1e-3]
     merged, expected = RunningMeanStd(shape=(4,)), RunningMeanStd(shape=(4,))
     for rms in (merged, expected):
         rms.update(seen[-1])
     before = merged.copy()
-    merged.update(seen[distributed.rank()][: 20 + distributed.rank()])
-    distributed.merge_statistics(merged, before)
-    for process in range(distributed.world_size()):
+    merged.update(seen[processes.rank()][: 20 + processes.rank()])
+    processes.merge_statistics(merged, before)
+    for process in range(processes.world_size()):
         expected.update(seen[process][: 20 + process])
     np.testing.assert_allclose(merged.mean, expected.mean, rtol=1e-12)
     np.testing.assert_allclose(merged.var, expected.var, rtol=1e-12)
     assert merged.count == expected.count
-    assert distributed.all_max(distributed.rank()) == distributed.world_size() - 1
-    assert distributed.by_rank([distributed.rank(), 5]).tolist() == [[0, 5], [1, 5]]
-    mine = seen[distributed.rank(), : 20 * distributed.rank(), 2]  # Process 0 has none
-    mean, var = distributed.mean_and_var(mine)
+    assert processes.all_max(processes.rank()) == processes.world_size() - 1
+    assert processes.by_rank([processes.rank(), 5]).tolist() == [[0, 5], [1, 5]]
+    mine = seen[processes.rank(), : 20 * processes.rank(), 2]  # Process 0 has none
+    mean, var = processes.mean_and_var(mine)
     np.testing.assert_allclose([mean, var], [seen[1, :20, 2].mean(), seen[1, :20, 2].var()], rtol=1e-12)
-    mean, var = distributed.mean_and_var(seen[distributed.rank(), : 20 + distributed.rank(), 2])
+    mean, var = processes.mean_and_var(seen[processes.rank(), : 20 + processes.rank(), 2])
     everything = np.concatenate([seen[0, :20, 2], seen[1, :21, 2]])
     np.testing.assert_allclose([mean, var], [everything.mean(), everything.var()], rtol=1e-12)
     with pytest.raises(KeyError, match="key"):  # An error of process 0 is one of all
-        distributed.on_first(lambda: {}["key"])
+        processes.on_first(lambda: {}["key"])
 
 
 class Fault(gym.Wrapper):
@@ -214,7 +215,7 @@ class Fault(gym.Wrapper):
 
     def step(self, action):
         self.n_steps += 1
-        if self.n_steps == 200 and distributed.rank() == 1:
+        if self.n_steps == 200 and processes.rank() == 1:
             if self.kind == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.kind == "hangs":
@@ -233,11 +234,11 @@ def process(variables, function, *args):
     """Join the other processes of the group, and call a function."""
     os.environ.update(variables)
     th.set_num_threads(1)
-    distributed.join()
+    processes.join()
     try:
         function(*args)
     finally:  # So that the others do not wait for this one, should it fail
-        distributed.leave()
+        processes.leave()
 
 
 def in_processes(n, function, *args):

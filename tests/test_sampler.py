@@ -7,8 +7,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.actor import FastActor, is_plain
 from sb3_reinforce.policies import ReinforcePolicy
+from sb3_reinforce.sampler import NumpySampler, is_plain
 from tests.helpers import collect, record_noise, set_noise
 
 OBS_SPACES = {"vector": spaces.Box(-1, 1, (4,), np.float64), "matrix": spaces.Box(-1, 1, (2, 3))}
@@ -59,7 +59,7 @@ def reference(policy, obs, noise):
 def assert_same(policy, n_envs=3):
     """Check that the same noise gives the same actions as with the policy's own distribution."""
     assert is_plain(policy)
-    actor = FastActor(policy, n_envs)
+    actor = NumpySampler(policy, n_envs)
     obs = observations(policy, n_envs)
     draws = record_noise(actor)
     for _ in range(10):
@@ -91,7 +91,7 @@ def test_sde(kwargs, n_envs):
     """The policy holds the noise: the actions are the same, also after the noise is sampled anew."""
     policy = make_policy("box matrix", use_sde=True, **kwargs)
     assert is_plain(policy)
-    actor, obs, actions = FastActor(policy, n_envs), observations(policy, n_envs), []
+    actor, obs, actions = NumpySampler(policy, n_envs), observations(policy, n_envs), []
     for _ in range(2):
         policy.reset_noise(n_envs)
         actions.append(actor(obs))
@@ -121,7 +121,7 @@ def test_distribution(action):
     """
     policy = make_policy(action)
     obs = np.repeat(observations(policy, 1), 1000, axis=0)
-    actor = FastActor(policy, len(obs))
+    actor = NumpySampler(policy, len(obs))
     samples = np.concatenate([actor(obs) for _ in range(40)]).reshape(40_000, -1).astype(float)
     with th.no_grad():
         distribution = policy.get_distribution(th.as_tensor(obs[:1], dtype=th.float32)).distribution
