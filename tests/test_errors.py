@@ -29,9 +29,9 @@ def kwargs_only(x):
         (dict(baseline="critic"), ("baseline='critic'", "one of None, 'mean', 'leave_one_out', 'timestep', 'value'")),
         (dict(time_limit="ignore"), ("time_limit='ignore'", "one of 'terminal', 'bootstrap', 'discard'")),
         (dict(reduction="sum"), ("reduction='sum'", "one of 'episode', 'step'")),
-        *((dict(n_episodes=x), (f"n_episodes={x!r}", "an integer in [1, inf], or None")) for x in (0, -1, 2.5, "8", NAN)),
-        (dict(n_episodes=1, baseline="leave_one_out"), ("'leave_one_out'", "n_episodes=1", "in [2, inf]")),
-        (dict(n_episodes=1, baseline="timestep"), ("'timestep'", "n_episodes=1", "in [2, inf]")),
+        *((dict(n_episodes=x), (f"n_episodes={x!r}", "an integer in [1, inf), or None")) for x in (0, -1, 2.5, "8", NAN)),
+        (dict(n_episodes=1, baseline="leave_one_out"), ("'leave_one_out'", "n_episodes=1", "in [2, inf)")),
+        (dict(n_episodes=1, baseline="timestep"), ("'timestep'", "n_episodes=1", "in [2, inf)")),
         *((dict(gamma=x), (f"gamma={x!r}", "a number in [0, 1]")) for x in (-0.1, 1.1, NAN, "0.9", None)),
         *((dict(gae_lambda=x, baseline="value"), (f"gae_lambda={x}", "a number in [0, 1]")) for x in (-0.1, 1.1, NAN)),
         (dict(time_limit="bootstrap"), ("time_limit='bootstrap'", "baseline='value'", "not 'timestep'")),
@@ -39,20 +39,20 @@ def kwargs_only(x):
         (dict(gae_lambda=0.9), ("gae_lambda=0.9", "baseline='value'", "not 'timestep'")),
         (dict(gae_lambda=0.9, baseline="value", returns="episode"), ("gae_lambda=0.9", "'reward_to_go'", "'episode'")),
         *(
-            (dict(learning_rate=x), (f"learning_rate={x!r}", "[0, inf]", "function"))
+            (dict(learning_rate=x), (f"learning_rate={x!r}", "[0, inf)", "function"))
             for x in ("lin_0.01", -0.01, NAN, None, np.float32(1))
         ),
-        *((dict(value_learning_rate=x), (f"value_learning_rate={x!r}", "[0, inf]")) for x in ("lin_0.01", -0.01, NAN, None)),
-        *((dict(target_kl=x), (f"target_kl={x!r}", "[0, inf]", "function")) for x in ("lin_0.01", -0.01, NAN)),
+        *((dict(value_learning_rate=x), (f"value_learning_rate={x!r}", "[0, inf)")) for x in ("lin_0.01", -0.01, NAN, None)),
+        *((dict(target_kl=x), (f"target_kl={x!r}", "[0, inf)", "function")) for x in ("lin_0.01", -0.01, NAN)),
         *((dict(ent_coef=x), (f"ent_coef={x!r}", "a number")) for x in ("lin_0.01", NAN, None)),
-        *((dict(max_grad_norm=x), (f"max_grad_norm={x!r}", "a number in [0, inf], or None")) for x in ("x", -0.5, NAN)),
-        *((dict(n_value_epochs=x), (f"n_value_epochs={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
-        *((dict(value_batch_size=x), (f"value_batch_size={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
-        *((dict(cg_max_steps=x), (f"cg_max_steps={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
-        *((dict(cg_damping=x), (f"cg_damping={x!r}", "a number in [0, inf]")) for x in (-0.1, NAN, None)),
-        *((dict(min_steps=x), (f"min_steps={x!r}", "an integer in [0, inf]")) for x in (-1, 1.5, None)),
-        *((dict(max_episode_steps=x), (f"max_episode_steps={x!r}", "an integer in [1, inf]")) for x in (0, 1.5, None)),
-        (dict(n_episodes=True), ("n_episodes=True", "an integer in [1, inf], or None")),
+        *((dict(max_grad_norm=x), (f"max_grad_norm={x!r}", "a number in [0, inf), or None")) for x in ("x", -0.5, NAN)),
+        *((dict(n_value_epochs=x), (f"n_value_epochs={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
+        *((dict(value_batch_size=x), (f"value_batch_size={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
+        *((dict(cg_max_steps=x), (f"cg_max_steps={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
+        *((dict(cg_damping=x), (f"cg_damping={x!r}", "a number in [0, inf)")) for x in (-0.1, NAN, None)),
+        *((dict(min_steps=x), (f"min_steps={x!r}", "an integer in [0, inf)")) for x in (-1, 1.5, None)),
+        *((dict(max_episode_steps=x), (f"max_episode_steps={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
+        (dict(n_episodes=True), ("n_episodes=True", "an integer in [1, inf), or None")),
         (dict(rollout_buffer_class="x"), ("rollout_buffer_class='x'", "EpisodeRolloutBuffer")),
         (dict(rollout_buffer_class=RolloutBuffer), ("rollout_buffer_class=RolloutBuffer", "EpisodeRolloutBuffer")),
     ],
@@ -299,7 +299,7 @@ def test_a_step_that_is_not_checked_is_not_made(error, chunk_size, n_passes):
 def test_target_kl_of_a_schedule(natural_gradient):
     model = make_model(target_kl=lambda progress: progress - 1.5, natural_gradient=natural_gradient)
     before = weights(model)
-    with raises("target_kl=-", "must be in [0, inf]"):
+    with raises("target_kl=-", "must be in [0, inf)"):
         model.learn(1)
     assert th.equal(weights(model), before)
 

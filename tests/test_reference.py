@@ -19,6 +19,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tests.envs import RecordVec
 from tests.helpers import batch_of, clone, collect, critic_names, gradient_of, make_model
 
+#: Baselines are also tried with returns that they are not made for
+pytestmark = pytest.mark.filterwarnings("ignore:baseline=.* estimates the reward-to-go")
+
 N_CASES = int(os.environ.get("FUZZ_CASES", 200))
 
 #: Steps of the longest episodes
