@@ -1,6 +1,9 @@
 """Checks of what is given to the algorithm: a wrong value gets a ``ValueError`` that names it and says what is allowed."""
 
 import math
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,25 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 #: The largest finite number in single precision, in which networks compute.
 FLOAT_MAX = float(np.finfo(np.float32).max)
+
+#: The packages that decide which numbers a run gives
+PACKAGES = ("sb3-reinforce", "stable-baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """
+    Look up the versions of Python and of packages.
+
+    :param packages: Names of the packages
+    :return: Versions by name, Python's first; ``"?"`` for a package that is not installed
+    """
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # Used without being installed
+            found[name] = "?"
+    return found
 
 
 def check_number(
