@@ -10,6 +10,7 @@ from benchmarks.plots import running_mean
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.archive import read_archive
 from sb3_reinforce.compare.files import make_jobs, read_json
+from sb3_reinforce.compare.report import report
 from sb3_reinforce.compare.results import read_runs
 
 ROOT = Path(__file__).parent.parent
@@ -54,3 +55,5 @@ def test_kept_episodes_are_those_of_the_kept_reports():
         jobs = make_jobs(out, comparison)
         runs = read_runs(out, comparison, jobs, read_archive(out))
         assert runs.to_csv(index=False, float_format="%.7g") == (out / "runs.csv").read_text()
+        found = read_json(out / "results.json")["statistics"]
+        assert report(comparison, runs, found, comparison["versions"]) == (out / "report.md").read_text()

@@ -30,7 +30,7 @@ from sb3_reinforce.compare.files import (
 KEYS = ("contender", "env", "seed")
 
 #: Columns of the archive. ``phase`` is ``"training"``, ``"deterministic"`` or ``"stochastic"``. Episodes of an evaluation
-#: stand at the end of training
+#: stand at the end of training, and have no length
 COLUMNS: dict[str, Any] = {
     **{"contender": str, "env": str, "seed": int, "phase": str},
     **{"num_timesteps": int, "seconds": float, "return": float, "length": "Int64"},

@@ -155,16 +155,16 @@ def caution(found: dict[str, Any]) -> list[str]:
     :return: Lines of Markdown, none if there are enough runs
     """
     n = min((entry["done"] for of_env in found.values() for entry in of_env.values() if entry["done"]), default=0)
-    if n >= MIN_RUNS:
+    if n == 0 or n >= MIN_RUNS:
         return []
-    lines = [f"**Caution: {n} {'runs are' if n > 1 else 'run is'} few.**"]
-    if n > 1:
-        lines += [
-            f"The bootstrap only knows the runs that there are: with fewer than {MIN_RUNS} its intervals are too narrow.",
-            f"Of two equal algorithms, too, all {n} runs of the one score more than all {n} of the other in one case in",
-            f"{math.comb(2 * n, n)}, and P is then 1.00 [1.00, 1.00].",
-        ]
-    return [*lines, ""]
+    if n == 1:
+        return ["**Caution:** one run shows nothing of how runs differ.", ""]
+    return [
+        f"**Caution:** {n} runs are few. The bootstrap only knows the runs that there are: its intervals are too narrow",
+        f"with fewer than {MIN_RUNS}. Even if two contenders were equal, all {n} runs of the first would score more than all",
+        f"{n} of the second in one case of {math.comb(2 * n, n)}: P would be 1.00 [1.00, 1.00].",
+        "",
+    ]
 
 
 def environment_section(env_id: str, runs: pd.DataFrame, found: dict[str, Any], threshold: float | None) -> list[str]:

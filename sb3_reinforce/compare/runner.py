@@ -152,14 +152,13 @@ def workers(backend: str, address: str | None, n_jobs: int) -> Iterator[joblib.P
         client.close()
 
 
-def run_missing(out: Path, jobs: dict[Path, dict[str, Any]], parallel: joblib.Parallel) -> bool:
+def run_missing(out: Path, jobs: dict[Path, dict[str, Any]], parallel: joblib.Parallel) -> None:
     """
     Do the runs that have not finished.
 
     :param out: Folder of the comparison
     :param jobs: The runs, by their folders, in the order in which to do them
     :param parallel: What runs jobs
-    :return: Whether all runs are done
     """
     progress = Progress(jobs, read_archive(out))
     missing = {folder: job for folder, job in jobs.items() if progress.status(folder) != "done"}
@@ -174,7 +173,6 @@ def run_missing(out: Path, jobs: dict[Path, dict[str, Any]], parallel: joblib.Pa
         for folder in missing:
             if progress.status(folder) == "running":
                 (folder / JOB).unlink(missing_ok=True)  # Which ends it
-    return all(progress.status(folder) == "done" for folder in jobs)
 
 
 def compare(
@@ -229,9 +227,10 @@ def compare(
         # Seed by seed, so that an interrupted comparison has about as many runs of each contender
         jobs = dict(sorted(make_jobs(out, comparison).items(), key=lambda item: seeds.index(item[1]["seed"])))
         try:
-            is_complete = run_missing(out, jobs, parallel)
+            run_missing(out, jobs, parallel)
         finally:
             pack(out)
             write_report(out, svg)
     print(f"Report: {out / 'report.md'}")
-    return is_complete
+    progress = Progress(jobs, read_archive(out))
+    return all(progress.status(folder) == "done" for folder in jobs)
