@@ -186,10 +186,6 @@ def test_failures_are_reported_and_run_again(done, tmp_path, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr(compare_envs, "SWITCHES", tmp_path)
     (tmp_path / "raise").touch()
-    assert call(out, *SMALL, "Raising-v0", *BUDGET) == (1, "")
-    assert "No run has finished: there is nothing to report." in (out / "report.md").read_text()
-    assert call(out, *SMALL, "Raising-v0", "Plain-v0", *BUDGET, "--resume")[0] == 1
-    shutil.rmtree(out)
     assert call(out, *SMALL, "Raising-v0", "Plain-v0", *BUDGET) == (1, "")
     report = (out / "report.md").read_text()
     assert "`runs/reinforce/reinforce/Raising-v0_1` failed: `RuntimeError('the motor is broken')`" in report
@@ -201,6 +197,15 @@ def test_failures_are_reported_and_run_again(done, tmp_path, monkeypatch):
     assert call(out, *SMALL, "Raising-v0", "Plain-v0", *BUDGET, "--resume") == (0, "")
     assert {env for _, env, _ in done[n_done:]} == {"Raising-v0"}
     assert set(statuses(out).values()) == {"done"} and "failed:" not in (out / "report.md").read_text()
+
+
+def test_nothing_finished(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_envs, "SWITCHES", tmp_path)
+    (tmp_path / "raise").touch()
+    assert call(tmp_path / "out", *SMALL, "Raising-v0", *BUDGET) == (1, "")
+    assert "No run has finished: there is nothing to report." in (tmp_path / "out" / "report.md").read_text()
+    assert not (tmp_path / "out" / "episodes.csv.xz").exists()
+    assert set(statuses(tmp_path / "out").values()) == {"failed"}
 
 
 @pytest.mark.parametrize("moment", ["to_csv", "replace", "unlink", "later unlink"])
