@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -67,6 +68,13 @@ def done():
         patch.setattr("sb3_reinforce.compare.results.REPS", 20)
         patch.setattr("sb3_reinforce.compare.plots.REPS", 20)
         yield done
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For tests of something else than pictures, which take most of the time."""
+    for name in ("plot_curves", "plot_scores"):
+        monkeypatch.setattr(f"sb3_reinforce.compare.report.{name}", lambda *_: None)
 
 
 def arguments_of(folder, **changes):
@@ -163,14 +171,14 @@ def test_report_leaves_cells_blank(finished):
     assert "sb3-reinforce compare --out" in report and "torch" in report
 
 
-def test_finished_runs_are_not_run_again(finished, kept, done):
+def test_finished_runs_are_not_run_again(finished, kept, done, no_pictures):
     before, n_done = content(kept), len(done)
     assert call(kept, *arguments_of(kept), "--resume") == (0, "")
     assert len(done) == n_done
     assert {name: text for name, text in content(kept).items() if name in KEPT} == before
 
 
-def test_seeds_can_be_added(kept, done):
+def test_seeds_can_be_added(kept, done, no_pictures):
     """To what a repository keeps of a comparison."""
     before = read_archive(kept)
     n_done = len(done)
@@ -182,7 +190,7 @@ def test_seeds_can_be_added(kept, done):
     assert "Seeds: 3 5 8 (n = 3)" in (kept / "report.md").read_text()
 
 
-def test_failures_are_reported_and_run_again(done, tmp_path, monkeypatch):
+def test_failures_are_reported_and_run_again(done, tmp_path, monkeypatch, no_pictures):
     out = tmp_path / "out"
     monkeypatch.setattr(compare_envs, "SWITCHES", tmp_path)
     (tmp_path / "raise").touch()
@@ -237,7 +245,7 @@ def test_no_run_is_lost(finished, tmp_path, monkeypatch, moment):
     assert not list(tmp_path.rglob("result.json"))
 
 
-def test_names_that_pandas_takes_for_nothing(done, tmp_path):
+def test_names_that_pandas_takes_for_nothing(done, tmp_path, no_pictures):
     algos = ("nan=reinforce", "NA=ppo:n_steps:32")
     assert call(tmp_path / "out", "--algos", *algos, "--seeds", 1, "--env", "Plain-v0", *BUDGET) == (0, "")
     assert list(dict.fromkeys(read_archive(tmp_path / "out")["contender"])) == ["nan", "NA", "random", "zero_action"]
@@ -256,7 +264,7 @@ def test_episodes_that_are_not_there(kept, done):
     assert content(kept) == before
 
 
-def test_lines_for_a_file(done, tmp_path, capsys, monkeypatch):
+def test_lines_for_a_file(done, tmp_path, capsys, monkeypatch, no_pictures):
     """Where no terminal is, progress is printed line by line, and the table is as wide as it must be."""
     name = "a_name_that_says_all_about_the_settings_of_this_contender_and_more_than_fits_into_eighty_columns"
     slow = lambda folder, job: time.sleep(0.2) or compare_envs.fake_run(folder, job)  # noqa: E731
@@ -266,7 +274,7 @@ def test_lines_for_a_file(done, tmp_path, capsys, monkeypatch):
     assert call(tmp_path / "out", *algos, *BUDGET) == (0, "")
     output = capsys.readouterr().out
     lines = [line for line in output.splitlines() if " waiting, " in line and ":" in line]
-    assert "0 running, 0 failed, 6 waiting, 0 done" in lines[0] and len(lines) >= 4
+    assert re.match(r"\d\d:\d\d:\d\d \d running, 0 failed, [56] waiting, 0 done", lines[0]) and len(lines) >= 3
     assert output.count(name) >= 2 and "\u2026" not in output
 
 

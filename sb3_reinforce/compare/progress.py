@@ -64,6 +64,16 @@ class Progress:
                 return status
         return "waiting"
 
+    def statuses(self) -> tuple[dict[Path, str], str]:
+        """
+        Look up the states of all runs.
+
+        :return: The state of each run, and how many runs are in which state
+        """
+        found = {folder: self.status(folder) for folder in self.jobs}
+        counts = Counter(found.values())
+        return found, ", ".join(f"{counts[status]} {status}" for status in ORDER)
+
     def read(self, folder: Path, status: str) -> State:
         """
         Look up how far a run is.
@@ -89,10 +99,9 @@ class Progress:
 
         :return: How many runs are in which state, and each run: those that are running first
         """
-        statuses = {folder: self.status(folder) for folder in self.jobs}
-        counts = Counter(statuses.values())
+        statuses, counts = self.statuses()
         n_envs = len({job["env"] for job in self.jobs.values()})
-        table = Table(title=", ".join(f"{counts[status]} {status}" for status in ORDER))
+        table = Table(title=counts)
         table.add_column("run", overflow="fold")
         for column in ("seed", "status", "steps", "score", "steps/s", "time left"):
             table.add_column(column, justify="left" if column == "status" else "right", no_wrap=True)
@@ -112,15 +121,14 @@ class Progress:
 
         :return: How many runs are in which state, and how far those are that are running
         """
-        statuses = {folder: self.status(folder) for folder in self.jobs}
-        counts = Counter(statuses.values())
+        statuses, counts = self.statuses()
         running = []
         for folder, status in statuses.items():
             job = self.jobs[folder]
             if status == "running" and job["algo"] is not None:
                 share = self.read(folder, status).get("steps", 0) / job["n_timesteps"]
                 running.append(f"{job['contender']} {job['env']} seed {job['seed']} {min(share, 1):.0%}")
-        return ", ".join(f"{counts[status]} {status}" for status in ORDER), "; ".join(running)
+        return counts, "; ".join(running)
 
 
 def print_lines(progress: Progress, stop: threading.Event) -> None:
