@@ -282,9 +282,9 @@ def test_table_on_a_narrow_terminal(finished):
     """Nothing is cut off."""
     comparison = read_json(finished / "comparison.json")
     progress = Progress(make_jobs(finished, comparison), read_archive(finished))
-    Console(file=(output := StringIO()), width=80).print(progress.table())
+    Console(file=(output := StringIO()), width=70).print(progress.table())
     assert "16 done" in output.getvalue() and "\u2026" not in output.getvalue()
-    assert max(map(len, output.getvalue().splitlines())) <= 80
+    assert max(map(len, output.getvalue().splitlines())) <= 70
 
 
 def test_progress_of_a_run(tmp_path, finished):
