@@ -1,6 +1,6 @@
 """
-How training spreads over processes: environment steps per second, what an update sends, how far a model of it reaches, and
-what becomes of a run when a machine is replaced.
+Measure how training spreads over processes: environment steps per second, what an update sends, how far a model of it
+reaches, and what becomes of a run when a machine is replaced.
 
     python -m benchmarks.distributed
 
@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import pickle
-import platform
 import signal
 import socket
 import subprocess
@@ -28,7 +27,8 @@ import torch.distributed as dist
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_reinforce import REINFORCE, distributed
-from sb3_reinforce.checkpoint import find_states, versions
+from sb3_reinforce.checkpoint import find_states
+from sb3_reinforce.checks import versions
 
 ENV_ID = "HalfCheetah-v4"
 N_EPISODES = 8
@@ -53,6 +53,8 @@ class Meter:
 
     def attach(self, name: str, size: Callable[..., int]) -> None:
         """
+        Watch a function.
+
         :param name: Name of the function to watch
         :param size: Bytes that its arguments are
         """
@@ -95,6 +97,8 @@ def child(out: str) -> None:
 
 def measure(n_processes: int) -> dict[str, float]:
     """
+    Train with several processes, and measure it.
+
     :param n_processes: Number of processes, on this machine
     :return: Figures of :func:`child`
     """
@@ -107,9 +111,11 @@ def measure(n_processes: int) -> dict[str, float]:
 
 def start_agent(folder: str, port: int) -> subprocess.Popen:
     """
+    Start one of two agents of ``torchrun``, with one process, that train :data:`AGENTS_ENV_ID`.
+
     :param folder: Where to run
     :param port: Where the agents of ``torchrun`` meet, on the loopback address
-    :return: One of two agents, with one process, that train :data:`AGENTS_ENV_ID`
+    :return: The process of the agent
     """
     command = [*LAUNCHER, "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "5", "--local-addr", "127.0.0.1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "benchmark"]
@@ -125,7 +131,7 @@ def start_agent(folder: str, port: int) -> subprocess.Popen:
 
 def replace_agent() -> dict[str, float]:
     """
-    Two agents train; one is killed with its process, and another takes its place.
+    Train with two agents, kill one with its process, and start another in its place.
 
     :return: At which time step it was killed, where training ended, and the score of the last evaluation
     """
@@ -154,8 +160,8 @@ def replace_agent() -> dict[str, float]:
 
 def transfer_seconds(messages: float, size: float, n_processes: int, latency: float, bandwidth: float) -> float:
     """
-    The model: gloo sums along a ring, in ``2 (P - 1)`` steps per message, each of which takes the latency and sends one
-    ``P``-th.
+    Predict the time that messages take: gloo sums along a ring, in ``2 (P - 1)`` steps per message, each of which takes the
+    latency and sends one ``P``-th.
 
     :param messages: Messages per update
     :param size: Bytes per update
@@ -170,6 +176,8 @@ def transfer_seconds(messages: float, size: float, n_processes: int, latency: fl
 
 def report(runs: list[dict[int, dict[str, float]]], replaced: dict[str, float]) -> str:
     """
+    Write the report.
+
     :param runs: Figures by the number of processes, of each repetition
     :param replaced: Result of :func:`replace_agent`
     :return: The text
@@ -232,11 +240,12 @@ Two agents of `torchrun` on the loopback address, with one process each, train {
 step {replaced["killed_at"]:,}, and started again: training goes on, to its end (last training state: step
 {replaced["ended_at"]:,}). The last evaluation, of 5 episodes, scores {replaced["score"]:.0f}.
 
-Python {platform.python_version()}, {packages}.
+{packages}.
 """
 
 
 def main() -> None:
+    """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """
-Memory and open files of a long run with callbacks, TensorBoard, checkpoints and training states, and of many models that are
-made, trained a little and dropped, in one process each.
+Measure memory and open files of a long run with callbacks, TensorBoard, checkpoints and training states, and of many models
+that are made, trained a little and dropped, in one process each.
 
     python -m benchmarks.endurance
 """
@@ -9,12 +9,10 @@ import argparse
 import gc
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import torch as th
@@ -23,23 +21,27 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.checkpoint import TrainingStateCallback
+from sb3_reinforce.checks import versions
 
 ENV = "InvertedPendulum-v4"
 N_TIMESTEPS = 2_000_000
 N_MODELS = 200
 RESULT = Path(__file__).parent / "results" / "endurance.md"
-PACKAGES = ["sb3-reinforce", "stable-baselines3", "torch", "gymnasium", "mujoco", "numpy"]
 
 
 def usage() -> tuple[float, int]:
-    """:return: Megabytes of memory of this process, and its number of open files"""
+    """
+    Measure this process.
+
+    :return: Megabytes of memory of this process, and its number of open files
+    """
     gc.collect()
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 2**10, len(os.listdir("/proc/self/fd"))
 
 
 class Watch(BaseCallback):
-    """The usage after a tenth of the run, and at its end."""
+    """Notes the usage after a tenth of the run, and at its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,6 +87,7 @@ KINDS = {f"{N_TIMESTEPS:,} steps": long_run, f"{N_MODELS} models": many_models}
 
 
 def main() -> None:
+    """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -102,7 +105,7 @@ def main() -> None:
             f"| {kind} | {early:.1f} | {late:.1f} | {100 * (late / early - 1):+.1f} % | {early_files} | {late_files} |"
         )
         print(rows[-1], flush=True)
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    packages = ", ".join(" ".join(package) for package in versions().items())
     RESULT.write_text(f"""# Memory and open files
 
 ```
@@ -116,7 +119,7 @@ and models made, trained for 200 steps with TensorBoard and training states, and
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Python {platform.python_version()}, {versions}.
+{packages}.
 """)
 
 

@@ -14,6 +14,8 @@ COLOR = "#0072b2"
 
 def running_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """
+    Average values over a moving window.
+
     :param values: Values, shape ``(n,)``
     :param window: How many values each mean is over
     :return: Mean of each value and those before it, shape ``(n - window + 1,)``, or empty

@@ -1,5 +1,5 @@
 """
-Faults of the real kind, and whether the run still ends as the undisturbed one does, with the same parameters bit for bit.
+Let runs meet real faults, and see whether they end as the undisturbed run does, with the same parameters bit for bit.
 
 Each trial is a run in a process of its own that meets one fault; it is then started again, and goes on from its last sound
 training state.
@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -31,7 +30,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.checkpoint import TrainingStateCallback, find_states, versions
+from sb3_reinforce.checkpoint import TrainingStateCallback, find_states
+from sb3_reinforce.checks import versions
 
 N_TIMESTEPS = 24_000
 SAVE_FREQ = 800
@@ -93,7 +93,7 @@ class NotANumber(BaseCallback):
 
 
 def child(folder: Path, fault: str, at: int) -> None:
-    """Run, or go on, in the folder."""
+    """Train in a folder, or go on with the training there."""
     th.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Which a shell may have switched off
     env = make_vec_env(
@@ -118,7 +118,11 @@ def child(folder: Path, fault: str, at: int) -> None:
 
 
 def start(folder: Path, fault: str = "", at: int = 0) -> subprocess.Popen:
-    """:return: The run, which has begun to train"""
+    """
+    Start a run, and wait until it trains.
+
+    :return: The run, which has begun to train
+    """
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.reliability", "--child", str(folder), fault, str(at)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -127,18 +131,30 @@ def start(folder: Path, fault: str = "", at: int = 0) -> subprocess.Popen:
 
 
 def finish(folder: Path) -> str:
-    """:return: What the run ends with when it is left alone"""
+    """
+    Do the undisturbed run.
+
+    :return: What the run ends with when it is left alone
+    """
     output, errors = start(folder).communicate()
     return output.strip() or errors
 
 
 def children(pid: int | str) -> list[str]:
-    """:return: Ids of the processes that a process has started"""
+    """
+    List child processes.
+
+    :return: Ids of the processes that a process has started
+    """
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def send(number: int, to_worker: bool = False) -> Callable[[Path, random.Random], None]:
-    """:return: A fault: a signal at a random moment, to the run or to one of the processes of its environments"""
+    """
+    Make a fault of a signal.
+
+    :return: A fault: a signal at a random moment, to the run or to one of the processes of its environments
+    """
 
     def meet(folder: Path, rng: random.Random) -> None:
         process = start(folder, "worker" if to_worker else "")
@@ -155,7 +171,11 @@ def send(number: int, to_worker: bool = False) -> Callable[[Path, random.Random]
 
 
 def misbehave(fault: str, latest: int) -> Callable[[Path, random.Random], None]:
-    """:return: A fault: the environment, or the memory, does something bad in a random call"""
+    """
+    Make a fault inside the run.
+
+    :return: A fault: the environment, or the memory, does something bad in a random call
+    """
 
     def meet(folder: Path, rng: random.Random) -> None:
         process = start(folder, fault, rng.randint(2, latest))
@@ -166,7 +186,11 @@ def misbehave(fault: str, latest: int) -> Callable[[Path, random.Random], None]:
 
 
 def damage(change: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
-    """:return: A fault: the run is killed, and its last training state damaged"""
+    """
+    Make a fault of a damaged file.
+
+    :return: A fault: the run is killed, and its last training state damaged
+    """
 
     def meet(folder: Path, rng: random.Random) -> None:
         process = start(folder)
@@ -196,7 +220,7 @@ def other_version(content: bytes, rng: random.Random) -> bytes:
 
 
 def fill_disk(folder: Path, rng: random.Random) -> None:
-    """A fault: a file system with room for one state or two."""
+    """Fill the disk: a fault on a file system with room for one state or two."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={rng.randint(150, 400)}k", "tmpfs", str(folder)], check=True)
     try:
         process = start(folder)
@@ -250,12 +274,13 @@ undisturbed run, bit for bit.
 |---|---|---|---|
 {chr(10).join(rows)}
 
-Python {platform.python_version()}, {packages}.
+{packages}.
 """
     RESULT.write_text(text)
 
 
 def main() -> None:
+    """Try every fault, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,5 +1,5 @@
 """
-Environment steps per second on InvertedPendulum-v4, updates and callbacks included, in one run on one torch thread:
+Measure environment steps per second on InvertedPendulum-v4, updates and callbacks included, in one run on one torch thread:
 environments alone, SB3's A2C and PPO, REINFORCE. The contenders take turns, and what counts is the median of the rounds.
 
 Each phase starts every round from the same policy: a fresh one, whose episodes are short, and one that balances.
@@ -9,13 +9,11 @@ Each phase starts every round from the same policy: a fresh one, whose episodes 
 
 import argparse
 import json
-import platform
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium as gym
@@ -29,12 +27,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.plots import plot_growth
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.checks import PACKAGES, versions
 from sb3_reinforce.vec_env import EnvPoolVecEnv
 
 ENV = "InvertedPendulum-v4"
 SEED = 100
 FOLDER = Path(__file__).parent / "results" / "throughput"
-PACKAGES = ["sb3-reinforce", "stable-baselines3", "torch", "gymnasium", "mujoco", "numpy", "envpool"]
 #: Steps per round, for each number of environments
 BUDGETS = {1: 8_000, 8: 16_000, 64: 64_000}
 
@@ -46,7 +44,11 @@ def make_env(n_envs: int, on_envpool: bool = False) -> VecEnv:
 
 
 def bare_stepping(n_steps: int) -> Contender:
-    """:return: Steps of the environment itself, per second"""
+    """
+    Prepare to step the environment alone.
+
+    :return: Steps of the environment itself, per second
+    """
     env = gym.make(ENV).unwrapped
     action = np.zeros(1, np.float32)
 
@@ -62,7 +64,11 @@ def bare_stepping(n_steps: int) -> Contender:
 
 
 def stepping(n_steps: int, env: VecEnv) -> Contender:
-    """:return: Steps of a vectorized environment with a fixed action, per second"""
+    """
+    Prepare to step a vectorized environment with a fixed action.
+
+    :return: Steps of a vectorized environment with a fixed action, per second
+    """
     actions = np.zeros((env.num_envs, 1), np.float32)
     env.reset()
 
@@ -76,7 +82,11 @@ def stepping(n_steps: int, env: VecEnv) -> Contender:
 
 
 def training(model: BaseAlgorithm, n_steps: int, weights: dict | None) -> Contender:
-    """:return: Steps of training from the same policy, per second"""
+    """
+    Prepare to train, always from the same policy.
+
+    :return: Steps of training from the same policy, per second
+    """
     weights = {name: value.clone() for name, value in (weights or model.policy.state_dict()).items()}
 
     def measure() -> float:
@@ -89,7 +99,7 @@ def training(model: BaseAlgorithm, n_steps: int, weights: dict | None) -> Conten
 
 
 class Count(BaseCallback):
-    """What a callback costs that does nothing."""
+    """Does nothing: shows what a callback costs."""
 
     def _on_step(self) -> bool:
         return True
@@ -97,6 +107,8 @@ class Count(BaseCallback):
 
 def make_contenders(weights: dict | None) -> dict[str, Contender]:
     """
+    Prepare all that is measured.
+
     :param weights: Parameters of a policy, None for fresh ones
     :return: What is to be measured, by name
     """
@@ -115,13 +127,17 @@ def make_contenders(weights: dict | None) -> dict[str, Contender]:
 
 
 def measure_rounds(contenders: dict[str, Contender], n_rounds: int) -> dict[str, list[float]]:
-    """:return: Steps per second of every round after the first, which warms up"""
+    """
+    Measure the contenders in turns.
+
+    :return: Steps per second of every round after the first, which warms up
+    """
     rounds = [{name: measure() for name, measure in contenders.items()} for _ in range(n_rounds + 1)]
     return {name: [round_[name] for round_ in rounds[1:]] for name in contenders}
 
 
 class Clock(BaseCallback):
-    """Time and steps at the end of every rollout."""
+    """Notes time and steps at the end of every rollout."""
 
     def _on_training_start(self) -> None:
         self.times = [(0, time.perf_counter())]
@@ -134,7 +150,11 @@ class Clock(BaseCallback):
 
 
 def time_per_step_while_training(marks: list[int]) -> dict[int, float]:
-    """:return: Microseconds per step around each mark (from half to one and a half of it) in one run"""
+    """
+    Measure whether steps get slower as training goes on.
+
+    :return: Microseconds per step around each mark (from half to one and a half of it) in one run
+    """
     clock = Clock()
     REINFORCE("MlpPolicy", make_env(1), seed=SEED, device="cpu").learn(int(1.5 * marks[-1]), callback=clock, log_interval=None)
     steps, times = np.array(clock.times).T
@@ -143,7 +163,11 @@ def time_per_step_while_training(marks: list[int]) -> dict[int, float]:
 
 
 def time_per_step_of(weights: dict, n_envs: int, n_episodes: int | None, n_rounds: int) -> float:
-    """:return: Microseconds per step of one update with a policy that balances"""
+    """
+    Measure an update.
+
+    :return: Microseconds per step of one update with a policy that balances
+    """
     model = REINFORCE("MlpPolicy", make_env(n_envs), n_episodes=n_episodes, baseline="mean", seed=SEED, device="cpu")
     measure = training(model, 1, weights)
     measure()
@@ -151,12 +175,20 @@ def time_per_step_of(weights: dict, n_envs: int, n_episodes: int | None, n_round
 
 
 def resident_mb(what: str) -> float:
-    """:return: Megabytes of this process in memory: now (``"VmRSS"``), or at most so far (``"VmHWM"``)"""
+    """
+    Read the memory of this process.
+
+    :return: Megabytes of this process in memory: now (``"VmRSS"``), or at most so far (``"VmHWM"``)
+    """
     return int(re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
 
 
 def memory(weights_path: str) -> dict[str, float]:
-    """:return: Megabytes that a batch of a million steps takes, at the peak above the idle process and in its arrays"""
+    """
+    Measure the memory of a batch.
+
+    :return: Megabytes that a batch of a million steps takes, at the peak above the idle process and in its arrays
+    """
     model = REINFORCE("MlpPolicy", make_env(1), seed=SEED, device="cpu")
     model.learn(1)
     model.policy.load_state_dict(th.load(weights_path))
@@ -170,7 +202,11 @@ def memory(weights_path: str) -> dict[str, float]:
 
 
 def report(results: dict) -> str:
-    """:return: The tables"""
+    """
+    Write the report.
+
+    :return: The tables
+    """
     lines = [f"# Throughput on {ENV}", "", "```", results["command"], "```", ""]
     lines += [", ".join(f"{name} {number}" for name, number in results["versions"].items()), ""]
     lines += [f"Environment steps per second, median of {results['n_rounds']} rounds (lowest to highest):", ""]
@@ -201,6 +237,7 @@ RATIOS = [
 
 
 def main() -> None:
+    """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds, besides the first")
     parser.add_argument("--memory", metavar="WEIGHTS", help=argparse.SUPPRESS)
@@ -228,7 +265,7 @@ def main() -> None:
     results = {
         "command": "OMP_NUM_THREADS=1 python -m benchmarks.throughput",
         "n_rounds": args.rounds,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions((*PACKAGES, "envpool")),
         "speeds": speeds,
         "ratios": {
             f"{a} / {b}": {phase: float(np.median(speeds[phase][a]) / np.median(speeds[phase][b])) for phase in speeds}

@@ -18,6 +18,7 @@ from sb3_reinforce import REINFORCE
 
 
 def main() -> None:
+    """Train, evaluate, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="InvertedPendulum-v4", help="environment ID")
     parser.add_argument("-n", "--n-timesteps", type=int, default=100_000, help="number of time steps")

@@ -20,32 +20,22 @@ Init = TypeVar("Init", bound=Callable[..., None])
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 #: The packages that decide which numbers a run computes.
-PACKAGES = (
-    "sb3-reinforce",
-    "stable-baselines3",
-    "sb3_contrib",
-    "rl_zoo3",
-    "torch",
-    "gymnasium",
-    "mujoco",
-    "numpy",
-    "envpool",
-)
+PACKAGES = ("sb3-reinforce", "stable-baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """
-    Look up the versions of Python and of the packages that are installed.
+    Look up the versions of Python and of packages.
 
-    :param packages: Names of packages
-    :return: Version by name; a package that is not installed is left out
+    :param packages: Names of the packages
+    :return: Versions by name, Python's first; ``"?"`` for a package that is not installed
     """
     found = {"python": platform.python_version()}
     for name in packages:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+        except PackageNotFoundError:  # Used without being installed
+            found[name] = "?"
     return found
 
 

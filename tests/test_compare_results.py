@@ -1,6 +1,7 @@
 """The statistics of a comparison against closed forms, against rliable, and against simulation."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.compare.job import Recorder, TimedEvalCallback
+from sb3_reinforce.compare.job import Recorder, TimedEvalCallback, counted_envs
 from sb3_reinforce.compare.plots import COLORS, plot_curves, styles
 from sb3_reinforce.compare.references import evaluate_reference
-from sb3_reinforce.compare.report import interval, number
+from sb3_reinforce.compare.report import caution, interval, number, report
 from sb3_reinforce.compare.results import (
     NEVER,
     REPS,
@@ -22,9 +23,9 @@ from sb3_reinforce.compare.results import (
     estimate,
     finite,
     learning_curve,
+    make_curves,
     median_ratio,
     reach,
-    read_curves,
     statistics,
 )
 from tests import compare_envs
@@ -38,7 +39,13 @@ def episodes(returns, lengths=None, seconds=None):
     return pd.DataFrame(columns)
 
 
-def test_closed_forms():
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """For tests of something else than intervals."""
+    monkeypatch.setattr("sb3_reinforce.compare.results.REPS", 20)
+
+
+def test_closed_forms(few_resamples):
     scores = np.array([8.0, 1, 3, 2, 5, 4, 6, 7])
     assert estimate(aggregate_iqm, scores)["value"] == 4.5  # The mean of 3, 4, 5, 6
     assert estimate(np.mean, scores)["value"] == 4.5
@@ -69,8 +76,9 @@ def test_interval_of_a_mean():
     np.testing.assert_allclose([low, high], [scores.mean() - half, scores.mean() + half], atol=0.12 * half)
 
 
-def test_coverage():
+def test_coverage(monkeypatch):
     """The intervals of means of 20 runs hold the truth in about 95 % of the cases: 92.3 % are known for percentiles."""
+    monkeypatch.setattr("sb3_reinforce.compare.results.REPS", 500)  # Enough for this
     rng = np.random.default_rng(1)
     n_cases = 200
     covered = 0
@@ -125,19 +133,11 @@ def test_learning_curve():
     np.testing.assert_allclose(curve[49], np.arange(30, 50).mean())
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Two runs, of unequal length."""
-    for name, run in (("a", episodes([1.0, 3.0], [4, 6])), ("b", episodes([5.0, 7.0, 9.0], [10, 10, 20]))):
-        (tmp_path / name).mkdir()
-        run.to_csv(tmp_path / name / "episodes.csv", index=False)
-    return tmp_path
-
-
-def test_curves_are_on_one_grid(folder):
-    runs = pd.DataFrame({"status": "done", "contender": ["x", "x", "r"], "algo": ["ppo", "ppo", None], "env": "E"})
-    runs["seed"], runs["folder"] = [1, 2, 1], ["a", "b", "c"]
-    curves = read_curves(folder, runs)
+def test_curves_are_on_one_grid():
+    runs = [(1, episodes([1.0, 3.0], [4, 6])), (2, episodes([5.0, 7.0, 9.0], [10, 10, 20]))]
+    both = pd.concat([run.assign(contender="x", env="E", seed=seed, phase="training") for seed, run in runs])
+    # Those of an evaluation are on no curve
+    curves = make_curves(pd.concat([both, both.tail(1).assign(phase="stochastic", num_timesteps=99, **{"return": 99.0})]))
     by_steps = curves[curves["axis"] == "num_timesteps"].set_index(["seed", "x"])["return"]
     # Nothing is known before the first episode ends, nor after the last one
     first = by_steps.loc[1]
@@ -146,11 +146,11 @@ def test_curves_are_on_one_grid(folder):
     second = by_steps.loc[2]
     assert (second.index.min(), second.index.max()) == (10, 40)
     assert second[10] == 5 and second[20] == 6 and second[40] == 7
-    by_episode = curves[curves["axis"] == "episodes"].set_index(["seed", "x"])["return"]
-    assert by_episode.loc[1].loc[2] == 2 and by_episode.loc[2].loc[3] == 7
+    by_seconds = curves[curves["axis"] == "seconds"].set_index(["seed", "x"])["return"]
+    assert by_seconds.loc[1].index.max() <= 0.2 and by_seconds.loc[2].index.max() == pytest.approx(0.3)
 
 
-def test_statistics_of_unequal_fates():
+def test_statistics_of_unequal_fates(few_resamples):
     """A run that has failed is counted, and does not count as a score; runs are compared with the first contender."""
     nan = np.nan
     rows = [
@@ -174,6 +174,32 @@ def test_statistics_of_unequal_fates():
     assert reinforce["steps_to_threshold"]["value"] == 150 and ppo["steps_to_threshold"]["value"] is None
     assert "probability_of_improvement" not in reinforce
     assert ppo["probability_of_improvement"]["deterministic"]["value"] == 3 / 4
+
+
+@pytest.fixture
+def of_seeds():
+    """Runs of two contenders with so many seeds, all of the first of which score more; and their statistics."""
+
+    def of_seeds(n):
+        rows = [("a", seed, 10.0 + seed) for seed in range(n)] + [("b", seed, float(seed)) for seed in range(n)]
+        runs = pd.DataFrame(rows, columns=["contender", "seed", "deterministic"])
+        runs = runs.assign(status="done", algo="ppo", env="E", stochastic=runs["deterministic"], num_timesteps=100)
+        runs = runs.assign(steps_per_second=50.0, steps_to_threshold=np.nan, seconds_to_threshold=np.nan)
+        return runs, statistics(runs)
+
+    return of_seeds
+
+
+def test_few_seeds_get_a_caution(of_seeds, few_resamples):
+    settings = {"command": "", "n_eval_episodes": 3, "envs": ["E"], "thresholds": {"E": None}, "contenders": {}}
+    runs, found = of_seeds(2)
+    text = report({**settings, "seeds": [0, 1]}, runs, found, [])
+    assert "| b | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in text
+    # Of the six ways to rank two and two runs, one has those of the first on top
+    assert "**Caution:** 2 runs are few." in text and "2 of the second in one case of 6: P would be 1.00 [1.00, 1.00]." in text
+    runs, found = of_seeds(5)
+    assert "Caution" not in report({**settings, "seeds": [*range(5)]}, runs, found, [])
+    assert "one run shows nothing" in caution(of_seeds(1)[1])[0]
 
 
 def test_cells():
@@ -207,7 +233,7 @@ def test_styles_of_many_variants():
 
 def test_curves_are_means_with_intervals(monkeypatch, tmp_path):
     figures = []
-    monkeypatch.setattr("sb3_reinforce.compare.plots.save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("sb3_reinforce.compare.plots.save", lambda figure, *_: figures.append(figure))
     points = [(0, 10, 0.0), (0, 20, 2.0), (0, 30, 9.0), (1, 10, 4.0), (1, 20, 2.0)]
     curves = pd.DataFrame(points, columns=["seed", "x", "return"]).assign(env="Plain-v0", axis="num_timesteps", contender="a")
     plot_curves(
@@ -249,14 +275,21 @@ class SlowVecEnv(VecEnvWrapper):
 def test_seconds_are_those_of_training(tmp_path):
     """Not of evaluation."""
     TimedEvalCallback.seconds = 0.0
-    evaluation = TimedEvalCallback(SlowVecEnv(make_plain_env()), n_eval_episodes=10, eval_freq=50, verbose=0)
+    evaluation = TimedEvalCallback(SlowVecEnv(make_plain_env()), n_eval_episodes=5, eval_freq=50, verbose=0)
     recorder = Recorder(tmp_path)
-    REINFORCE("MlpPolicy", make_plain_env(), seed=0).learn(100, callback=[evaluation, recorder])
-    assert TimedEvalCallback.seconds > 2 * 10 * 10 * 0.01
-    assert 0 < recorder.training_seconds < 1.5
+    model = REINFORCE("MlpPolicy", make_plain_env(), seed=0)
+    start = time.perf_counter()
+    model.learn(100, callback=[evaluation, recorder])
+    assert TimedEvalCallback.seconds > 2 * 5 * 10 * 0.01
+    assert 0 < recorder.training_seconds < 0.9 * (time.perf_counter() - start)
     assert [episode[0] for episode in recorder.episodes] == list(range(10, 10 * len(recorder.episodes) + 1, 10))
     assert len(recorder.episodes) >= 10
     TimedEvalCallback.seconds = 0.0
+
+
+def test_environments_that_count():
+    assert list(counted_envs(SimpleNamespace(), 3)) == [0, 1, 2]
+    assert list(counted_envs(SimpleNamespace(quota=SimpleNamespace(owing=[1])), 3)) == [1]
 
 
 def test_surplus_episodes_are_not_recorded(tmp_path):

@@ -4,12 +4,30 @@ import argparse
 import shlex
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
+#: Packages that these commands need besides those of the algorithm, by the extra that installs them
+EXTRAS = {"compare": ("joblib", "pandas", "rliable", "seaborn"), "dask": ("distributed",)}
 
-def compare() -> None:
+
+def require(extra: str) -> None:
     """
-    ``sb3-reinforce compare``: the exit status is 0 if all runs are done, 1 if one has failed, 130 after Ctrl-C.
+    Check that the packages of an extra are installed.
+
+    :param extra: Name of the extra
+    :raises ImportError: If one is missing
+    """
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'{" and ".join(missing)} must be installed for this: pip install "sb3-reinforce[{extra}]"')
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    Define the arguments of ``sb3-reinforce compare``.
+
+    :return: The parser
     """
     parser = argparse.ArgumentParser(
         description="Train algorithms on environments with many seeds, evaluate them, and write a report.",
@@ -28,23 +46,32 @@ def compare() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
-    parser.add_argument("--backend", choices=["loky", "dask", "ray"], default="loky", help="processes here, or a cluster")
+    parser.add_argument("--backend", choices=["loky", "dask"], default="loky", help="processes here, or a cluster")
     parser.add_argument("--address", help="address of the cluster's scheduler")
     parser.add_argument("--resume", action="store_true", help="run what is missing in --out, or has failed")
     parser.add_argument("--report", action="store_true", help="run nothing, write the report of what is in --out again")
+    parser.add_argument("--svg", action="store_true", help="write the pictures as SVG too")
     parser.add_argument("--vec-env", choices=["dummy", "subproc"], default="dummy", help="VecEnv type")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
-    args = parser.parse_args()
+    return parser
 
-    if args.report and not args.out.is_dir():
-        parser.error(f"--out {args.out} must be a folder")
+
+def compare() -> None:
+    """
+    Run ``sb3-reinforce compare``: the exit status is 0 if all runs are done, 1 if one has failed, 130 after Ctrl-C.
+    """
+    parser = make_parser()
+    args = parser.parse_args()
+    require("compare")
     if args.report:
         from sb3_reinforce.compare.report import write_report
 
-        write_report(args.out)
+        write_report(args.out, args.svg)
         return
-    if args.backend != "loky" and args.address is None:
-        parser.error(f"--backend {args.backend} needs the --address of a cluster")
+    if args.backend == "dask":
+        require("dask")
+        if args.address is None:
+            parser.error("--backend dask needs the --address of a cluster")
     from sb3_reinforce.compare import runner
 
     try:
@@ -63,6 +90,7 @@ def compare() -> None:
             resume=args.resume,
             gym_packages=args.gym_packages,
             vec_env=args.vec_env,
+            svg=args.svg,
             command=shlex.join([*sys.argv[0].split(), *sys.argv[1:]]),
         )
     except KeyboardInterrupt:
@@ -72,7 +100,7 @@ def compare() -> None:
 
 
 def gradients() -> None:
-    """``sb3-reinforce gradients``"""
+    """Run ``sb3-reinforce gradients``."""
     parser = argparse.ArgumentParser(
         description="Measure the quality of gradient estimates of a policy: variance, signal-to-noise ratio, cosine between "
         "independent batches and noise scale, for every return and baseline of REINFORCE, by the number of episodes.",
@@ -85,7 +113,7 @@ def gradients() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
     args = parser.parse_args()
-
+    require("compare")
     from sb3_reinforce.compare import gradients
 
     for module in args.gym_packages:

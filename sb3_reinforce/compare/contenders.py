@@ -24,6 +24,8 @@ SOURCES = ("conf_file", "entry")
 
 class Contender(NamedTuple):
     """
+    A row of a comparison.
+
     :param name: Its name in the comparison
     :param algo: Algorithm, as on the command line of RL Zoo
     :param settings: Hyperparameters that differ from the entry of the environment, and ``conf_file`` and ``entry``
@@ -36,6 +38,8 @@ class Contender(NamedTuple):
 
 def split_items(text: str) -> list[str]:
     """
+    Split a text at its commas.
+
     :param text: Items with commas between them
     :return: The items: a comma in brackets is part of one
     """
@@ -51,6 +55,8 @@ def split_items(text: str) -> list[str]:
 
 def parse_contender(text: str) -> Contender:
     """
+    Read a contender as it is written on the command line.
+
     :param text: ``ALGO`` or ``NAME=ALGO:key:value,key:value``. The values are YAML. ``conf_file`` names a YAML file of
         hyperparameters, ``entry`` the entry to take from the file, instead of that of the environment
     :return: The contender
@@ -83,6 +89,8 @@ def parse_contender(text: str) -> Contender:
 
 def check_env(env_id: str) -> None:
     """
+    Check that an environment is registered.
+
     :param env_id: Id of an environment
     :raises ValueError: If there is no such environment
     """
@@ -92,6 +100,8 @@ def check_env(env_id: str) -> None:
 
 def read_entries(algo: str, conf_file: str | None) -> dict[str, Any]:
     """
+    Read the hyperparameters of an algorithm.
+
     :param algo: Algorithm
     :param conf_file: A file of hyperparameters, ``None`` for RL Zoo's and those of this package
     :return: Its entries
@@ -108,12 +118,12 @@ def read_entries(algo: str, conf_file: str | None) -> dict[str, Any]:
 
 def try_out(manager: ExperimentManager, hyperparams: dict[str, Any], name: str) -> None:
     """
-    Set up environments and model, and throw them away.
+    Set up environments and model, and drop them.
 
     :param manager: An experiment manager
     :param hyperparams: Hyperparameters, which this changes
     :param name: Name of the contender
-    :raises ValueError: If that cannot be
+    :raises ValueError: If they cannot be set up
     """
     env = None
     preprocessed, manager.env_wrapper, _, manager.vec_env_wrapper = manager._preprocess_hyperparams(hyperparams)
@@ -130,6 +140,8 @@ def try_out(manager: ExperimentManager, hyperparams: dict[str, Any], name: str) 
 
 def resolve(contender: Contender, env_id: str, n_timesteps: int, vec_env: str = "dummy") -> dict[str, Any]:
     """
+    Find the hyperparameters of a contender, and check that they can be used.
+
     :param contender: A contender
     :param env_id: Id of an environment
     :param n_timesteps: Number of time steps, not positive for that of the entry

@@ -1,18 +1,20 @@
-"""The files of a comparison. Imports nothing heavy."""
+"""The files of a comparison and of its runs. Imports nothing heavy."""
 
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
-#: Packages whose versions are recorded
-PACKAGES = ("sb3-reinforce", "stable-baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "numpy")
-
-#: What a comparison is, in its folder
+#: What is compared, and the versions of the packages that the finished runs have used
 COMPARISON = "comparison.json"
 
-#: Every episode of a run: time steps and seconds of training at its end, return, length in steps
+#: The training and evaluation episodes of all finished runs. With :data:`COMPARISON`, all that a report is made of
+ARCHIVE = "episodes.csv.xz"
+
+#: Folder of the runs: logs, models, and the episodes of the runs that are not in the archive yet
+RUNS = "runs"
+
+#: Training episodes of a run: time steps and seconds of training at its end, return, length in steps
 EPISODES = "episodes.csv"
 
 JOB = "job.json"
@@ -20,75 +22,105 @@ RESULT = "result.json"
 FAILURE = "failure.json"
 PROGRESS = "progress.json"
 
+#: Kinds of evaluation: with the most likely actions, and with sampled ones
+KINDS = ("deterministic", "stochastic")
+
+
+def path_beside(path: Path) -> Path:
+    """
+    Name a temporary file that is to replace another file, in the same folder and no other process's.
+
+    :param path: Path of the file that will be replaced
+    :return: Path of the temporary file
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
 
 def write_json(path: Path, content: Any) -> None:
     """
-    Write a file that is there as a whole or not at all.
+    Write a JSON file atomically: as a temporary file that replaces the old one.
 
-    :param path: Its path
-    :param content: Its content
+    :param path: Path of the file
+    :param content: Content of the file
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path_beside(path)
     beside.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(beside, path)
 
 
 def read_json(path: Path) -> Any:
     """
-    :param path: Path of a file
-    :return: Its content, ``None`` if there is no such file
+    Read a JSON file.
+
+    :param path: Path of the file
+    :return: Content of the file, ``None`` if there is no such file
     """
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> None:
+def hyperparams_path(out: Path, contender: str) -> Path:
     """
-    Write what came out of a run, with the versions that made it.
+    Name the file of hyperparameters that the runs of a contender read.
 
+    :param out: Folder of a comparison
+    :param contender: Name of a contender
+    :return: Path of the file
+    """
+    return out / RUNS / contender / "hyperparams.yml"
+
+
+def train_arguments(out: Path, comparison: dict[str, Any], job: dict[str, Any], folder: Path) -> list[str]:
+    """
+    Write the arguments of ``sb3-reinforce train`` that a run is.
+
+    :param out: Folder of a comparison
+    :param comparison: What is compared
+    :param job: The run
     :param folder: Folder of the run
-    :param result: What came out
+    :return: The arguments
     """
-    from sb3_reinforce.checkpoint import versions  # Here as it is heavy
-
-    write_json(folder / RESULT, {**result, "versions": {"python": platform.python_version(), **versions(PACKAGES)}})
+    pairs = {
+        "--algo": job["algo"],
+        "--env": job["env"],
+        "--seed": job["seed"],
+        "--conf-file": hyperparams_path(out, job["contender"]),
+        "-tb": folder / "tensorboard",
+        "--eval-freq": comparison["eval_freq"],
+        "--eval-episodes": comparison["n_eval_episodes"],
+        "--vec-env": comparison["vec_env"],
+        "--num-threads": 1,
+        "--verbose": 0,
+    }
+    arguments = [str(part) for pair in pairs.items() for part in pair]
+    return [*arguments, "--gym-packages", *job["gym_packages"]] if job["gym_packages"] else arguments
 
 
 def make_jobs(out: Path, comparison: dict[str, Any]) -> dict[Path, dict[str, Any]]:
     """
+    List the runs of a comparison.
+
     :param out: Folder of a comparison
     :param comparison: What is compared
-    :return: The folder of each run, and what it runs
+    :return: By the folder of a run: the run
     """
     jobs = {}
     trained = next(settings for settings in comparison["contenders"].values() if settings["algo"] is not None)
-    # The same for all of them
-    env_kwargs = {env_id: entry.get("env_kwargs") for env_id, entry in trained["hyperparams"].items()}
     common = {key: comparison[key] for key in ("n_eval_episodes", "gym_packages")}
     for contender, settings in comparison["contenders"].items():
         algo = settings["algo"]
         for env_id in comparison["envs"]:
             for index, seed in enumerate(comparison["seeds"], start=1):
                 # RL Zoo numbers the runs in a log folder
-                folder = out / "runs" / contender / (algo or contender) / f"{env_id.replace('/', '-')}_{index}"
+                folder = out / RUNS / contender / (algo or contender) / f"{env_id.replace('/', '-')}_{index}"
                 job = {"contender": contender, "algo": algo, "env": env_id, "seed": seed, **common}
                 if algo is None:
-                    job["env_kwargs"] = env_kwargs[env_id]
+                    # All contenders have the same
+                    job["env_kwargs"] = trained["hyperparams"][env_id].get("env_kwargs")
                 else:
                     job["n_timesteps"] = settings["hyperparams"][env_id]["n_timesteps"]
-                    pairs = {
-                        "--algo": algo,
-                        "--env": env_id,
-                        "--seed": seed,
-                        "--conf-file": out / "configs" / f"{contender}.yml",
-                        "-tb": folder / "tensorboard",
-                        "--eval-freq": comparison["eval_freq"],
-                        "--eval-episodes": comparison["n_eval_episodes"],
-                        "--vec-env": comparison["vec_env"],
-                        "--num-threads": 1,
-                        "--verbose": 0,
-                    }
-                    job["arguments"] = [str(part) for pair in pairs.items() for part in pair]
-                    if common["gym_packages"]:
-                        job["arguments"] += ["--gym-packages", *common["gym_packages"]]
+                    job["arguments"] = train_arguments(out, comparison, job, folder)
                 jobs[folder] = job
     return jobs

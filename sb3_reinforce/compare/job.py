@@ -1,9 +1,9 @@
 """
-One run of a comparison, in a process of its own: an ordinary run of RL Zoo, then the evaluation of its last policy.
+Do one run of a comparison, in a process of its own: an ordinary run of RL Zoo, then the evaluation of its last policy.
 
     python -m sb3_reinforce.compare.job FOLDER
 
-``FOLDER`` holds ``job.json``, what to run. ``result.json`` is written there last: a run without one has not finished.
+``FOLDER`` holds ``job.json``, the run. ``result.json`` is written there last: a run without one has not finished.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +27,8 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
-from sb3_reinforce.compare.files import EPISODES, JOB, PROGRESS, read_json, write_json, write_result
+from sb3_reinforce.checks import versions
+from sb3_reinforce.compare.files import EPISODES, JOB, KINDS, PROGRESS, RESULT, read_json, write_json
 from sb3_reinforce.compare.references import EVAL_SEED_OFFSET
 from sb3_reinforce.zoo import cli
 from sb3_reinforce.zoo.exp_manager import ExperimentManager
@@ -41,8 +43,21 @@ SCORE_WINDOW = 100
 N_EVAL_ENVS = 10
 
 
+def counted_envs(model: BaseAlgorithm, n_envs: int) -> Iterable[int]:
+    """
+    List the environments whose episodes an algorithm learns from.
+
+    :param model: The algorithm
+    :param n_envs: Number of environments
+    :return: Their indices. For REINFORCE, environments that have met their quota are left out: while the others go on,
+        the short ones of their surplus episodes would be over-represented
+    """
+    quota = getattr(model, "quota", None)
+    return range(n_envs) if quota is None else quota.owing
+
+
 class TimedEvalCallback(EvalCallback):
-    """Keeps the time that evaluations take, which is no time of training."""
+    """Adds up the time that evaluations take, which is no time of training."""
 
     seconds = 0.0
 
@@ -69,7 +84,7 @@ class Recorder(BaseCallback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training until now."""
+        """Count the seconds of training until now."""
         return time.perf_counter() - self.start - TimedEvalCallback.seconds
 
     def _on_training_start(self) -> None:
@@ -78,9 +93,7 @@ class Recorder(BaseCallback):
     def _on_step(self) -> bool:
         dones = self.locals.get("dones")
         if dones is not None and np.count_nonzero(dones):
-            # REINFORCE says which environments it learns from: the others' episodes are short ones
-            quota = getattr(self.model, "quota", None)
-            for env_idx in range(len(dones)) if quota is None else quota.owing:
+            for env_idx in counted_envs(self.model, len(dones)):
                 record = self.locals["infos"][env_idx].get("episode") if dones[env_idx] else None
                 if record:  # Not where a wrapper ends an episode at a lost life
                     self.episodes.append((self.num_timesteps, self.seconds, float(record["r"]), int(record["l"])))
@@ -97,7 +110,7 @@ class Recorder(BaseCallback):
 
 class RunManager(ExperimentManager):
     """
-    The experiment manager of a run: it works in the folder of the run, records, and evaluates the last policy.
+    Works in the folder of the run, records its episodes, and evaluates the last policy.
     """
 
     folder: ClassVar[Path]
@@ -128,13 +141,13 @@ class RunManager(ExperimentManager):
         sync_envs_normalization(model.env, env)  # type: ignore[arg-type]
         if getattr(model, "use_sde", False):  # One noise for each environment, not that of training for all
             model.policy.reset_noise(env.num_envs)  # type: ignore[operator]
-        for kind in ("deterministic", "stochastic"):
+        for kind in KINDS:
             env.seed(EVAL_SEED_OFFSET + self.job["seed"])
             result[kind], _ = evaluate_policy(
                 model, env, self.job["n_eval_episodes"], kind == "deterministic", return_episode_rewards=True
             )
         env.close()
-        write_result(self.folder, result)
+        write_json(self.folder / RESULT, {**result, "versions": versions()})
 
 
 def exit_with_parent() -> None:
@@ -148,6 +161,7 @@ def exit_with_parent() -> None:
 
 
 def main() -> None:
+    """Do the run of a folder."""
     # RL Zoo takes Ctrl-C for the end of training
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     exit_with_parent()

@@ -1,6 +1,7 @@
-"""Pictures of a comparison, as PNG and SVG, the same to the byte for the same data."""
+"""Pictures of a comparison, the same to the byte for the same data."""
 
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,9 +15,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 from scipy.stats import bootstrap
 
-from sb3_reinforce.compare.results import KINDS, REPS
+from sb3_reinforce.compare.files import KINDS
+from sb3_reinforce.compare.results import REPS
 
 Color: TypeAlias = tuple[float, float, float]
 
@@ -36,12 +39,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 AXES = {
     "num_timesteps": ("curves_steps", "Environment steps"),
     "seconds": ("curves_seconds", "Seconds of training"),
-    "episodes": ("curves_episodes", "Episodes"),
 }
 
 
 def styles(contenders: dict[str, Any]) -> dict[str, tuple[Color, tuple[float, ...], str]]:
     """
+    Choose how each contender is drawn.
+
     :param contenders: Contenders of a comparison
     :return: Colour, dashes and marker of each. The first contender of an algorithm has its colour, further ones have
         lighter shades of it, or hues of their own if they are many
@@ -67,22 +71,31 @@ def styles(contenders: dict[str, Any]) -> dict[str, tuple[Color, tuple[float, ..
     return found
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, svg: bool = False) -> None:
     """
-    :param figure: A figure, which is closed
+    Write a figure as PNG, and close it. A palette of 256 colours makes the file a third as large.
+
+    :param figure: The figure
     :param path: Where to write it, without extension
+    :param svg: Whether to write an SVG too
     """
-    with matplotlib.rc_context({"svg.hashsalt": path.name}):
-        figure.savefig(path.with_suffix(".png"), dpi=110, metadata={"Software": None})
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=90)
+    with Image.open(buffer) as picture:
+        picture.convert("RGB").quantize(256).save(path.with_suffix(".png"), optimize=True)
+    if svg:
+        with matplotlib.rc_context({"svg.hashsalt": path.name}):
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
 
 
 def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
     """
+    Lay out a figure with a panel for each environment.
+
     :param envs: Ids of environments
     :param height: Height of a panel, in inches
-    :return: A figure with one panel for each
+    :return: The figure and its panels
     """
     n_columns = min(len(envs), 3)
     n_rows = -(-len(envs) // n_columns)
@@ -97,14 +110,15 @@ def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
     return figure, panels[: len(envs)]
 
 
-def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path) -> None:
+def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path, svg: bool = False) -> None:
     """
-    Mean learning curves over the seeds with their 95 % bootstrap intervals, over steps, seconds and episodes. A curve ends
-    where the first of its runs does.
+    Draw the mean learning curves over the seeds with their 95 % bootstrap intervals, over steps and over seconds. A curve
+    ends where the first of its runs does.
 
-    :param curves: As :func:`~sb3_reinforce.compare.results.read_curves` gives them
+    :param curves: As :func:`~sb3_reinforce.compare.results.make_curves` gives them
     :param comparison: What is compared
     :param folder: Where to write the pictures
+    :param svg: Whether to write SVGs too
     """
     style = styles(comparison["contenders"])
     for axis, (name, label) in AXES.items():
@@ -134,17 +148,20 @@ def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path) 
         lines = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
         if lines:
             figure.legend(handles=lines.values(), fontsize="small", loc="outside right upper")
-        save(figure, folder / name)
+        save(figure, folder / name, svg)
 
 
-def plot_scores(runs: pd.DataFrame, statistics: dict[str, Any], comparison: dict[str, Any], folder: Path) -> None:
+def plot_scores(
+    runs: pd.DataFrame, statistics: dict[str, Any], comparison: dict[str, Any], folder: Path, svg: bool = False
+) -> None:
     """
-    Final scores: each run, and the interquartile mean with its interval.
+    Draw the final scores: each run, and the interquartile mean with its interval.
 
     :param runs: Runs of a comparison
     :param statistics: Their statistics
     :param comparison: What is compared
     :param folder: Where to write the picture
+    :param svg: Whether to write an SVG too
     """
     style = styles(comparison["contenders"])
     names = list(comparison["contenders"])
@@ -166,12 +183,12 @@ def plot_scores(runs: pd.DataFrame, statistics: dict[str, Any], comparison: dict
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("Final score: deterministic (filled), stochastic (open)\nIQM with 95 % interval; bars: single runs")
-    save(figure, folder / "scores")
+    save(figure, folder / "scores", svg)
 
 
 def plot_gradients(table: pd.DataFrame, folder: Path, title: str) -> None:
     """
-    Quality of gradient estimates against the number of episodes: one line per return and baseline.
+    Draw the quality of gradient estimates against the number of episodes: one line per return and baseline.
 
     :param table: As :func:`~sb3_reinforce.compare.gradients.measure` gives it
     :param folder: Where to write the picture

@@ -16,6 +16,8 @@ def evaluate_reference(
     name: str, env_id: str, seed: int, n_episodes: int, env_kwargs: dict[str, Any] | None = None
 ) -> list[float]:
     """
+    Evaluate a policy that learns nothing.
+
     :param name: ``"random"``, uniformly random actions, or ``"zero_action"``, the action of zeros
     :param env_id: Id of an environment
     :param seed: Seed of the run that the reference stands beside

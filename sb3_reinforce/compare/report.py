@@ -1,20 +1,26 @@
-"""The report of a comparison. It is made of what its folder holds, and nothing else."""
+"""The report of a comparison, made of nothing but the files in its folder."""
 
-import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sb3_reinforce.compare.files import COMPARISON, RESULT, make_jobs, read_json, write_json
+from sb3_reinforce.compare.archive import has_episodes, read_episodes, read_versions
+from sb3_reinforce.compare.files import ARCHIVE, COMPARISON, KINDS, make_jobs, read_json, write_json
 from sb3_reinforce.compare.plots import AXES, plot_curves, plot_scores
 from sb3_reinforce.compare.references import REFERENCES
-from sb3_reinforce.compare.results import KINDS, REPS, WINDOW, read_curves, read_runs, statistics
+from sb3_reinforce.compare.results import REPS, STATES, WINDOW, make_curves, read_runs, statistics
+
+#: With fewer runs of each contender, a report says what they cannot show
+MIN_RUNS = 5
 
 
 def number(value: float | None, digits: int = 0) -> str:
     """
+    Write a number for a reader.
+
     :param value: A number
     :param digits: Digits after the point
     :return: The number for a reader, blank if there is none
@@ -24,10 +30,12 @@ def number(value: float | None, digits: int = 0) -> str:
 
 def interval(found: dict[str, Any] | None, digits: int = 0, never: str = "") -> str:
     """
+    Write an estimate and its interval.
+
     :param found: An estimate
     :param digits: Digits after the point
-    :param never: What to say of a number that is not known although there are runs
-    :return: The estimate and its interval
+    :param never: What to write for a number that is not known although there are runs
+    :return: The estimate and its interval, blank if there are none
     """
     if found is None or found["n"] == 0:
         return ""
@@ -37,6 +45,8 @@ def interval(found: dict[str, Any] | None, digits: int = 0, never: str = "") -> 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
     """
+    Write a table.
+
     :param header: Names of the columns
     :param rows: Cells
     :return: Lines of a table in Markdown
@@ -48,6 +58,8 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def score_section(found: dict[str, Any]) -> list[str]:
     """
+    Write the final scores.
+
     :param found: Statistics of an environment
     :return: Lines of Markdown
     """
@@ -66,6 +78,8 @@ def score_section(found: dict[str, Any]) -> list[str]:
 
 def efficiency_section(found: dict[str, Any], threshold: float | None) -> list[str]:
     """
+    Write how long training takes until the threshold, and its speed.
+
     :param found: Statistics of an environment
     :param threshold: Return that the runs are to reach
     :return: Lines of Markdown
@@ -87,6 +101,8 @@ def efficiency_section(found: dict[str, Any], threshold: float | None) -> list[s
 
 def improvement_section(found: dict[str, Any]) -> list[str]:
     """
+    Write how probably the first contender scores more than the others.
+
     :param found: Statistics of an environment
     :return: Lines of Markdown
     """
@@ -100,8 +116,10 @@ def improvement_section(found: dict[str, Any]) -> list[str]:
 
 def seeds_section(runs: pd.DataFrame, value: Callable[[Any], str]) -> list[str]:
     """
+    Write a value of each run, by seed and contender.
+
     :param runs: Runs in one environment
-    :param value: What to say of a run that is done
+    :param value: Gives the text for a run that is done
     :return: Lines of Markdown
     """
     names = list(dict.fromkeys(runs["contender"]))
@@ -113,8 +131,70 @@ def seeds_section(runs: pd.DataFrame, value: Callable[[Any], str]) -> list[str]:
     return table(["seed", *names], rows)
 
 
+def runs_section(runs: pd.DataFrame) -> list[str]:
+    """
+    Write how many runs are in which state, and why runs have failed.
+
+    :param runs: Runs of a comparison
+    :return: Lines of Markdown
+    """
+    counts = {name: group["status"].value_counts() for name, group in runs.groupby("contender", sort=False)}
+    rows = [[name, *(str(count.get(state, 0)) for state in STATES)] for name, count in counts.items()]
+    lines = ["## Runs", "", *table(["", *STATES], rows)]
+    failed = runs[runs["status"] == "failed"]
+    for run in failed.itertuples():
+        lines.append(f"* `{run.folder}` failed: `{run.error}` (`log.txt` there has the whole message)")
+    return lines if failed.empty else [*lines, ""]
+
+
+def caution(found: dict[str, Any]) -> list[str]:
+    """
+    Write what few runs cannot show.
+
+    :param found: Statistics of a comparison
+    :return: Lines of Markdown, none if there are enough runs
+    """
+    n = min((entry["done"] for of_env in found.values() for entry in of_env.values() if entry["done"]), default=0)
+    if n == 0 or n >= MIN_RUNS:
+        return []
+    if n == 1:
+        return ["**Caution:** one run shows nothing of how runs differ.", ""]
+    return [
+        f"**Caution:** {n} runs are few. The bootstrap only knows the runs that there are: its intervals are too narrow",
+        f"with fewer than {MIN_RUNS}. Even if two contenders were equal, all {n} runs of the first would score more than all",
+        f"{n} of the second in one case of {math.comb(2 * n, n)}: P would be 1.00 [1.00, 1.00].",
+        "",
+    ]
+
+
+def environment_section(env_id: str, runs: pd.DataFrame, found: dict[str, Any], threshold: float | None) -> list[str]:
+    """
+    Write all about one environment.
+
+    :param env_id: Id of the environment
+    :param runs: Runs in the environment
+    :param found: Statistics of the environment
+    :param threshold: Return that the runs are to reach
+    :return: Lines of Markdown
+    """
+    budgets = runs["num_timesteps"].dropna()
+    lines = [f"## {env_id}", ""]
+    if len(budgets):
+        lines += [f"Time steps of a run: {number(budgets.min())} to {number(budgets.max())}. Final scores:", ""]
+    lines += score_section(found) + efficiency_section(found, threshold) + improvement_section(found)
+    for kind in KINDS:
+        lines += [f"Each seed, {kind}:", ""]
+        lines += seeds_section(runs, lambda run, kind=kind: number(getattr(run, kind), 1))  # type: ignore[misc]
+    if threshold is not None:
+        lines += [f"Steps until {threshold:g}:", ""]
+        lines += seeds_section(runs[runs["algo"].notna()], lambda run: number(run.steps_to_threshold) or "never")
+    return lines
+
+
 def report(comparison: dict[str, Any], runs: pd.DataFrame, found: dict[str, Any], versions: list[dict[str, str]]) -> str:
     """
+    Write the report of a comparison.
+
     :param comparison: What is compared
     :param runs: Its runs
     :param found: Their statistics
@@ -124,15 +204,9 @@ def report(comparison: dict[str, Any], runs: pd.DataFrame, found: dict[str, Any]
     lines = ["# Comparison", ""]
     if comparison["command"]:
         lines += ["```", comparison["command"], "```", ""]
-    lines += ["; ".join(", ".join(f"{name} {text}" for name, text in used.items()) for used in versions) + ".", ""]
-    states = ["done", "failed", "missing"]
-    counts = {name: group["status"].value_counts() for name, group in runs.groupby("contender", sort=False)}
-    rows = [[name, *(str(count.get(state, 0)) for state in states)] for name, count in counts.items()]
-    lines += ["## Runs", "", *table(["", *states], rows)]
-    for run in runs[runs["status"] == "failed"].itertuples():
-        lines.append(f"* `{run.folder}` failed: `{run.error}` (`log.txt` there has the whole message)")
-    if (runs["status"] == "failed").any():
-        lines.append("")
+    if versions:
+        lines += ["; ".join(", ".join(f"{name} {text}" for name, text in used.items()) for used in versions) + ".", ""]
+    lines += runs_section(runs)
     if not (runs["status"] == "done").any():
         return "\n".join([*lines, "No run has finished: there is nothing to report."]) + "\n"
 
@@ -145,46 +219,34 @@ def report(comparison: dict[str, Any], runs: pd.DataFrame, found: dict[str, Any]
         "those of training, without evaluation. random, zero_action: policies that learn nothing.",
         "",
     ]
+    lines += caution(found)
     for env_id in comparison["envs"]:
-        of_env, threshold = runs[runs["env"] == env_id], comparison["thresholds"][env_id]
-        budgets = of_env["num_timesteps"].dropna()
-        lines += [f"## {env_id}", ""]
-        if len(budgets):
-            lines += [f"Time steps of a run: {number(budgets.min())} to {number(budgets.max())}. Final scores:", ""]
-        lines += score_section(found[env_id]) + efficiency_section(found[env_id], threshold)
-        lines += improvement_section(found[env_id])
-        for kind in KINDS:
-            lines += [f"Each seed, {kind}:", ""]
-            lines += seeds_section(of_env, lambda run, kind=kind: number(getattr(run, kind), 1))  # type: ignore[misc]
-        if threshold is not None:
-            lines += [f"Steps until {threshold:g}:", ""]
-            trained = of_env[of_env["algo"].notna()]
-            lines += seeds_section(trained, lambda run: number(run.steps_to_threshold) or "never")
+        lines += environment_section(env_id, runs[runs["env"] == env_id], found[env_id], comparison["thresholds"][env_id])
     pictures = ["scores", *(name for name, _ in AXES.values())]
     lines += ["## Pictures", ""] + [f"![{name}]({name}.png)\n" for name in pictures]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write_report(out: Path) -> None:
+def write_report(out: Path, svg: bool = False) -> None:
     """
-    Write ``runs.csv``, ``curves.csv``, ``results.json``, ``report.md`` and the pictures into the folder of a comparison.
+    Write ``runs.csv``, ``results.json``, ``report.md`` and the pictures into the folder of a comparison.
 
     :param out: The folder
-    :raises ValueError: If it holds no comparison
+    :param svg: Whether to write the pictures as SVG too
+    :raises ValueError: If the folder holds no comparison, or not its episodes
     """
     comparison = read_json(out / COMPARISON)
-    if comparison is None or not (out / "runs").is_dir():
-        raise ValueError(f"--out {out} holds no comparison, or not the runs of one")
+    if comparison is None:
+        raise ValueError(f"--out {out} holds no comparison")
+    if not has_episodes(out):
+        raise ValueError(f"--out {out} holds a report without the episodes ({ARCHIVE}): it can be read, not written again")
     jobs = make_jobs(out, comparison)
-    runs = read_runs(out, comparison, jobs)
+    episodes = read_episodes(out, jobs)
+    runs = read_runs(out, comparison, jobs, episodes)
     runs.to_csv(out / "runs.csv", index=False, float_format="%.7g")
-    curves = read_curves(out, runs)
-    curves.to_csv(out / "curves.csv", index=False, float_format="%.5g")
     found = statistics(runs)
-    results = [read_json(folder / RESULT) for folder in jobs]
-    versions = [json.loads(text) for text in dict.fromkeys(json.dumps(r["versions"]) for r in results if r)]
-    write_json(out / "results.json", {"comparison": comparison, "versions": versions, "statistics": found})
-    (out / "report.md").write_text(report(comparison, runs, found, versions))
-    if (runs["status"] == "done").any():
-        plot_curves(curves, comparison, out)
-        plot_scores(runs, found, comparison, out)
+    write_json(out / "results.json", {"statistics": found})
+    (out / "report.md").write_text(report(comparison, runs, found, read_versions(comparison, jobs)))
+    if not episodes.empty:
+        plot_curves(make_curves(episodes), comparison, out, svg)
+        plot_scores(runs, found, comparison, out, svg)

@@ -1,4 +1,4 @@
-"""What a comparison has measured: its runs, its learning curves, its statistics. Nothing but its folder is read."""
+"""What a comparison has measured: its runs, its learning curves, its statistics."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,7 +11,8 @@ import pandas as pd
 from rliable.library import get_interval_estimates
 from rliable.metrics import aggregate_iqm, probability_of_improvement
 
-from sb3_reinforce.compare.files import EPISODES, FAILURE, RESULT, read_json
+from sb3_reinforce.compare.archive import KEYS
+from sb3_reinforce.compare.files import FAILURE, KINDS, read_json
 from sb3_reinforce.compare.references import REFERENCES
 
 #: Episodes in the running mean of a learning curve
@@ -23,7 +24,8 @@ GRID_SIZE = 101
 #: Resamples of the bootstrap
 REPS = 2000
 
-KINDS = ("deterministic", "stochastic")
+#: States of a run
+STATES = ("done", "failed", "missing")
 
 #: Stands for a threshold that was not reached: slower than any that was
 NEVER = 1e15
@@ -50,7 +52,9 @@ Estimate = dict[str, Any]
 
 def learning_curve(episodes: pd.DataFrame) -> pd.Series:
     """
-    :param episodes: Episodes of a run
+    Average the returns of a run over a moving window.
+
+    :param episodes: Training episodes of the run
     :return: Mean return of the last :data:`WINDOW` episodes (at first, of those that there are) at the end of each one
     """
     return episodes["return"].rolling(WINDOW, min_periods=1).mean()
@@ -58,7 +62,9 @@ def learning_curve(episodes: pd.DataFrame) -> pd.Series:
 
 def reach(episodes: pd.DataFrame, threshold: float | None) -> tuple[float, float]:
     """
-    :param episodes: Episodes of a run
+    Find when a run reaches a return.
+
+    :param episodes: Training episodes of the run
     :param threshold: Return to reach
     :return: Time steps and seconds until the last :data:`WINDOW` episodes average the threshold, NaN if they never do
     """
@@ -69,72 +75,82 @@ def reach(episodes: pd.DataFrame, threshold: float | None) -> tuple[float, float
     return (np.nan, np.nan) if reached.empty else (reached["num_timesteps"].iloc[0], reached["seconds"].iloc[0])
 
 
-def read_runs(out: Path, comparison: dict[str, Any], jobs: dict[Path, dict[str, Any]]) -> pd.DataFrame:
+def read_runs(out: Path, comparison: dict[str, Any], jobs: dict[Path, dict[str, Any]], episodes: pd.DataFrame) -> pd.DataFrame:
     """
-    :param out: Folder of a comparison
+    Summarize the runs of a comparison.
+
+    :param out: Folder of the comparison
     :param comparison: What is compared
-    :param jobs: Folders of the runs, and what they run
+    :param jobs: The runs, by their folders
+    :param episodes: Episodes of the finished runs
     :return: One row per run, what is not known is NaN
     """
+    by_run = dict(iter(episodes.groupby(list(KEYS), sort=False)))
     rows = []
     for folder, job in jobs.items():
         row = {key: job[key] for key in ("contender", "algo", "env", "seed")}
         row["folder"] = str(folder.relative_to(out))
-        result, failure = read_json(folder / RESULT), read_json(folder / FAILURE)
-        row["status"] = "done" if result else "failed" if failure else "missing"
-        if failure and not result:
+        run, failure = by_run.get(tuple(job[key] for key in KEYS)), read_json(folder / FAILURE)
+        row["status"] = "done" if run is not None else "failed" if failure else "missing"
+        if run is not None:
+            phases = dict(iter(run.groupby("phase")))
+            row.update({kind: float(np.mean(phases[kind]["return"].to_numpy())) for kind in KINDS if kind in phases})
+            if job["algo"] is not None:
+                row.update({key: run[key].iloc[-1] for key in ("num_timesteps", "seconds")})
+                row["steps_per_second"] = row["num_timesteps"] / row["seconds"]
+                steps, seconds = reach(phases.get("training", run[:0]), comparison["thresholds"][job["env"]])
+                row.update(steps_to_threshold=steps, seconds_to_threshold=seconds)
+        elif failure:
             row["error"] = failure["error"]
-        if result:
-            row.update({kind: float(np.mean(result[kind])) for kind in KINDS if kind in result})
-        if result and job["algo"] is not None:
-            row.update({key: result[key] for key in ("num_timesteps", "seconds")})
-            row["steps_per_second"] = result["num_timesteps"] / result["seconds"]
-            steps, seconds = reach(pd.read_csv(folder / EPISODES), comparison["thresholds"][job["env"]])
-            row.update(steps_to_threshold=steps, seconds_to_threshold=seconds)
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def read_curves(out: Path, runs: pd.DataFrame) -> pd.DataFrame:
+def make_grids(runs: list[pd.DataFrame]) -> dict[str, np.ndarray]:
     """
-    Learning curves of the runs that are done, each on the grids of its environment: time steps; seconds, from a
-    thousandth, and episodes in geometric progression. A curve has no values after its last episode.
+    Lay the grids that the learning curves of an environment share.
 
-    :param out: Folder of a comparison
-    :param runs: Its runs
-    :return: One row per point: ``contender, algo, env, seed, axis, x, return``
+    :param runs: Training episodes of each run
+    :return: By axis: time steps; seconds, in geometric progression from a thousandth of the longest run
+    """
+    last = {axis: max(run[axis].iloc[-1] for run in runs) for axis in ("num_timesteps", "seconds")}
+    return {
+        "num_timesteps": np.unique(np.linspace(0, last["num_timesteps"], GRID_SIZE).round()),
+        "seconds": np.geomspace(last["seconds"] / 1000, last["seconds"], GRID_SIZE),
+    }
+
+
+def make_curves(episodes: pd.DataFrame) -> pd.DataFrame:
+    """
+    Put the learning curves of the finished runs on the grids of their environment. A curve has no values after its last
+    episode.
+
+    :param episodes: Episodes of the finished runs
+    :return: One row per point: ``contender, env, seed, axis, x, return``
     """
     pieces = []
-    trained = runs[(runs["status"] == "done") & runs["algo"].notna()]
-    for _, of_env in trained.groupby("env", sort=False):
-        episodes = {index: pd.read_csv(out / run.folder / EPISODES) for index, run in of_env.iterrows()}
-        episodes = {index: run for index, run in episodes.items() if len(run)}
-        if not episodes:
-            continue
-        last = {axis: max(run[axis].iloc[-1] for run in episodes.values()) for axis in ("num_timesteps", "seconds")}
-        grids = {
-            "num_timesteps": np.unique(np.linspace(0, last["num_timesteps"], GRID_SIZE).round()),
-            "seconds": np.geomspace(last["seconds"] / 1000, last["seconds"], GRID_SIZE),
-            "episodes": np.unique(np.geomspace(1, max(map(len, episodes.values())), GRID_SIZE).round()),
-        }
-        for index, run in episodes.items():
+    training = episodes[episodes["phase"] == "training"]
+    for _, of_env in training.groupby("env", sort=False):
+        runs = dict(iter(of_env.groupby(list(KEYS), sort=False)))
+        grids = make_grids(list(runs.values()))
+        for key, run in runs.items():
             curve = learning_curve(run).to_numpy()
             for axis, grid in grids.items():
-                ends = np.arange(1, len(run) + 1) if axis == "episodes" else run[axis].to_numpy()
+                ends = run[axis].to_numpy()
                 # The last episode that is over by then
                 position = np.searchsorted(ends, grid, side="right") - 1
                 known = (position >= 0) & (grid <= ends[-1])
-                piece = pd.DataFrame({"axis": axis, "x": grid[known], "return": curve[position[known]]})
-                for key in ("contender", "algo", "env", "seed"):
-                    piece.insert(0, key, of_env.loc[index, key])
-                pieces.append(piece)
-    columns = ["contender", "algo", "env", "seed", "axis", "x", "return"]
-    return pd.concat(pieces)[columns] if pieces else pd.DataFrame(columns=columns)
+                points = {"axis": axis, "x": grid[known], "return": curve[position[known]]}
+                pieces.append(pd.DataFrame(dict(zip(KEYS, key, strict=True)) | points))
+    columns = [*KEYS, "axis", "x", "return"]
+    return pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=columns)
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """The bootstrap of rliable draws from NumPy's global generator: always the same, and nothing of it is left."""
+    """
+    Seed NumPy's global generator, which the bootstrap of rliable draws from, and restore its state afterwards.
+    """
     state = np.random.get_state()
     np.random.seed(0)
     try:
@@ -145,6 +161,8 @@ def seeded() -> Iterator[None]:
 
 def estimate(function: Callable[..., float], *scores: np.ndarray) -> Estimate:
     """
+    Estimate a statistic of runs and its interval.
+
     :param function: Statistic of the scores, arrays of shape ``(n_runs, 1)``
     :param scores: Score of each run, shape ``(n_runs,)``, one array or several whose runs are independent
     :return: The statistic, its 95 % interval (percentiles of rliable's stratified bootstrap with :data:`REPS`
@@ -168,6 +186,8 @@ def estimate(function: Callable[..., float], *scores: np.ndarray) -> Estimate:
 
 def finite(found: Estimate) -> Estimate:
     """
+    Replace what stands for a threshold that was not reached.
+
     :param found: An estimate of steps or seconds
     :return: The same, with ``None`` where the threshold was not reached
     """
@@ -182,6 +202,8 @@ def finite(found: Estimate) -> Estimate:
 
 def median_ratio(x: np.ndarray, y: np.ndarray) -> float:
     """
+    Divide two medians.
+
     :param x: Values, shape ``(n_runs, 1)``
     :param y: Other values
     :return: Ratio of the medians: :data:`NEVER` if only the first stands for that, 0 if only the second does, 1 if both do
@@ -192,43 +214,59 @@ def median_ratio(x: np.ndarray, y: np.ndarray) -> float:
     return NEVER if below < NEVER / 2 else 0.0 if above < NEVER / 2 else 1.0
 
 
+def threshold_statistics(group: pd.DataFrame, firsts: pd.DataFrame | None) -> dict[str, Any]:
+    """
+    Estimate how long a contender trains until it reaches the threshold.
+
+    :param group: The finished runs of the contender in an environment
+    :param firsts: Those of the first contender, ``None`` if this is the first one
+    :return: Speed, number of runs that have reached the threshold, steps and seconds until then, and their ratios to those
+        of the first contender, ``None`` where there is no ratio
+    """
+    entry: dict[str, Any] = {
+        "steps_per_second": estimate(np.median, group["steps_per_second"].to_numpy()),
+        "reached": int(group["steps_to_threshold"].notna().sum()),
+    }
+    for key in ("steps_to_threshold", "seconds_to_threshold"):
+        mine = group[key].fillna(NEVER).to_numpy()
+        entry[key] = finite(estimate(np.median, mine))
+        entry[f"{key}_ratio"] = None
+        if firsts is not None and len(mine) and len(firsts):
+            others = firsts[key].fillna(NEVER).to_numpy()
+            if max(np.median(mine), np.median(others)) < NEVER / 2:
+                entry[f"{key}_ratio"] = finite(estimate(median_ratio, mine, others))
+    return entry
+
+
 def statistics(runs: pd.DataFrame) -> dict[str, Any]:
     """
-    :param runs: Runs of a comparison. The first contender is the one that the others are compared with
+    Estimate all that a report says of the runs of a comparison.
+
+    :param runs: The runs. The first contender is the one that the others are compared with
     :return: By environment and contender: number of runs in each state, and estimates of the scores, the steps and
         seconds to the threshold, the speed, and the comparison with the first contender
     """
     found: dict[str, Any] = {}
     for env_id, of_env in runs.groupby("env", sort=False):
-        first = of_env["contender"].iloc[0]
-        done = {name: group[group["status"] == "done"] for name, group in of_env.groupby("contender", sort=False)}
         found[env_id] = {}
-        for name, group in done.items():
-            entry: dict[str, Any] = {
-                status: int((of_env[of_env["contender"] == name]["status"] == status).sum())
-                for status in ("done", "failed", "missing")
-            }
+        firsts: pd.DataFrame | None = None
+        for name, group in of_env.groupby("contender", sort=False):
+            entry: dict[str, Any] = {status: int((group["status"] == status).sum()) for status in STATES}
+            done = group[group["status"] == "done"]
             for kind in KINDS:
-                scores = group[kind].dropna().to_numpy()
+                scores = done[kind].dropna().to_numpy()
                 entry[kind] = {
                     "mean": estimate(np.mean, scores),
                     "iqm": estimate(aggregate_iqm, scores),
                     "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
                 }
             if name not in REFERENCES:
-                entry["steps_per_second"] = estimate(np.median, group["steps_per_second"].to_numpy())
-                entry["reached"] = int(group["steps_to_threshold"].notna().sum())
-                for key in ("steps_to_threshold", "seconds_to_threshold"):
-                    mine, firsts = (frame[key].fillna(NEVER).to_numpy() for frame in (group, done[first]))
-                    entry[key] = finite(estimate(np.median, mine))
-                    reached = max(np.median(mine), np.median(firsts)) < NEVER / 2 if len(mine) and len(firsts) else False
-                    entry[f"{key}_ratio"] = finite(estimate(median_ratio, mine, firsts)) if reached and name != first else None
-            if name != first:
+                entry.update(threshold_statistics(done, firsts))
+            if firsts is not None:
                 entry["probability_of_improvement"] = {
-                    kind: estimate(
-                        probability_of_improvement, done[first][kind].dropna().to_numpy(), group[kind].dropna().to_numpy()
-                    )
+                    kind: estimate(probability_of_improvement, *(frame[kind].dropna().to_numpy() for frame in (firsts, done)))
                     for kind in KINDS
                 }
             found[env_id][name] = entry
+            firsts = done if firsts is None else firsts
     return found
