@@ -73,13 +73,14 @@ def parse_value(text: str) -> Any:
 
     :param text: The value, as typed
     :return: The value
-    :raises ValueError: If the text is neither a word nor Python
+    :raises ValueError: If the text is neither a word nor Python, or a name in it is not known
     """
     from rl_zoo3 import utils
 
+    source = python_source(text)
     try:
-        return eval(python_source(text), dict(vars(utils)))
-    except (AttributeError, NameError, TypeError) as error:
+        return eval(source, dict(vars(utils)))
+    except Exception as error:  # An expression can raise any
         raise ValueError(f"{text!r} cannot be evaluated: {error}") from error
 
 
@@ -95,9 +96,10 @@ def python_pair(text: str) -> str:
     if not key or not colon:
         raise argparse.ArgumentTypeError(f"{text!r} must be KEY:VALUE")
     try:
-        return f"{key}:{python_source(value)}"
+        parse_value(value)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{key}: {error}") from error
+    return f"{key}:{python_source(value)}"
 
 
 def module(name: str) -> str:

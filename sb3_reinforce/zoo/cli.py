@@ -48,6 +48,19 @@ ANSWERING = (
 )
 
 
+def needs_pictures(command: str, arguments: Sequence[str]) -> bool:
+    """
+    Tell whether a command renders.
+
+    :param command: Name of the command
+    :param arguments: Arguments of RL Zoo
+    :return: Whether it does
+    """
+    if "--help" in arguments:
+        return False
+    return command.startswith("record") or (command in RENDERING and "--no-render" not in arguments)
+
+
 def check_agent(command: str, arguments: Sequence[str]) -> None:
     """
     Check what a command that shows an agent needs: the environment, the agent, and a library to render.
@@ -63,14 +76,12 @@ def check_agent(command: str, arguments: Sequence[str]) -> None:
     args = agent_arguments(arguments)
     if args.env not in gym.registry:
         raise ValueError(f"--env {args.env} is not registered, did you mean {closest(args.env, list(gym.registry))}?")
-    root = Path(args.folder, args.algo)
-    name = args.env.replace("/", "-")
-    has_agent = any([*root.glob(f"{name}.zip"), *root.glob(f"{name}_*/*.zip")])
-    # RL Zoo asks the hub, which has no agent of REINFORCE, or deletes the videos before it finds out
-    if not has_agent and (command == "record_training" or (args.algo == "reinforce" and command == "enjoy")):
+    root, name = Path(args.folder, args.algo), args.env.replace("/", "-")
+    # RL Zoo asks the hub, where no agent of REINFORCE is, or deletes the videos before it finds out
+    is_to_check = command == "record_training" or (args.algo == "reinforce" and "rl-trained-agents" in args.folder)
+    if is_to_check and not any([*root.glob(f"{name}.zip"), *root.glob(f"{name}_*/*.zip")]):
         raise ValueError(f"no model of {args.algo} for {args.env} in --folder {args.folder}")
-    renders = "--no-render" not in arguments or command.startswith("record")
-    if renders and not rendering.can_render(args.env):
+    if needs_pictures(command, arguments) and not rendering.can_render(args.env):
         packages = " or ".join(rendering.BACKENDS.values())
         raise ValueError(f"pictures of {args.env} need a display, or the system package {packages}")
 
@@ -107,7 +118,7 @@ def run_agent_command(command: str, arguments: list[str], gym_packages: Sequence
     if command == "enjoy" and not rendering.has_display() and not {"--no-render", "--help"} & set(arguments):
         print("No display: the environment is not rendered. sb3-reinforce record_video makes a video")
         arguments = [*arguments, "--no-render"]
-    if command in RENDERING and "--help" not in arguments:
+    if needs_pictures(command, arguments):  # MuJoCo chooses when it is imported, which a module of gym_packages may do
         rendering.choose_mujoco_backend()
     register()
     for package in gym_packages:
