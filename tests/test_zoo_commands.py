@@ -1,10 +1,10 @@
 """The commands of ``sb3-reinforce``, as they are started from a shell on a machine without a display."""
 
-import json
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -16,7 +16,7 @@ import yaml
 import sb3_reinforce
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
-from tests.zoo_command import ENVIRON, call, files, monitored, policy, run, succeed
+from tests.zoo_command import ENVIRON, FORKSERVER, call, files, monitored, policy, succeed
 
 ENV_ID = "InvertedPendulum-v4"
 AGENT = ("--algo", "reinforce", "--env", ENV_ID)
@@ -124,8 +124,15 @@ def test_console_script_and_gym_packages(tmp_path):
     command = [script, "train", *agent, "-n", "40", "--eval-freq", "-1", "-params", "n_episodes:2"]
     subprocess.run(command, cwd=tmp_path, env=ENVIRON, capture_output=True, text=True, check=True)
     call_and_succeed(tmp_path, "enjoy", *agent, "-n", "10", "--no-render")
-    call_and_succeed(tmp_path, "record_training", *agent, "-n", "5")
-    assert "logs/reinforce/Mine-v0_1/videos/training.mp4" in files(tmp_path)
+
+    # With the ffmpeg that is on the path: for a caption, and to join the parts
+    (tmp_path / "programs").mkdir()
+    ffmpeg = tmp_path / "programs" / "ffmpeg"
+    ffmpeg.write_text(f'#!/bin/sh\necho called >> {tmp_path}/calls\nexec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n')
+    ffmpeg.chmod(0o755)
+    call_and_succeed(tmp_path, "record_training", *agent, "-n", "5", PATH=str(ffmpeg.parent))
+    assert (tmp_path / "calls").read_text() == "called\n" * 2
+    assert len(frames(tmp_path / "logs/reinforce/Mine-v0_1/videos/training.mp4")) == 1 + 5
 
 
 # === train ===
@@ -136,28 +143,28 @@ def test_train(runs):
     assert f"Loading hyperparameters from: {FOLDER / 'reinforce.yml'}\n" in output
     # The progress bar
     assert re.search(r"100% .* \d+/200 ", output)
-    run = folder / "logs" / RUN
+    run_folder = folder / "logs" / RUN
     checkpoints = {f"rl_model_{n}_steps.zip" for n in (100, 200)}
     settings = {f"{ENV_ID}/{name}" for name in ("config.yml", "args.yml", "command.txt")}
     expected = {"0.monitor.csv", "best_model.zip", "evaluations.npz", f"{ENV_ID}.zip"} | checkpoints | settings | {".lock"}
     # The last rollout goes beyond the budget
     assert {
-        name for name in files(run) if not re.fullmatch(r"rl_model_[3-9]00_steps.zip|training_\d+_steps.state", name)
+        name for name in files(run_folder) if not re.fullmatch(r"rl_model_[3-9]00_steps.zip|training_\d+_steps.state", name)
     } == expected
 
-    assert yaml.unsafe_load((run / ENV_ID / "config.yml").read_text()) == read_hyperparams("reinforce")[ENV_ID]
-    arguments = yaml.unsafe_load((run / ENV_ID / "args.yml").read_text())
+    assert yaml.unsafe_load((run_folder / ENV_ID / "config.yml").read_text()) == read_hyperparams("reinforce")[ENV_ID]
+    arguments = yaml.unsafe_load((run_folder / ENV_ID / "args.yml").read_text())
     assert (arguments["algo"], arguments["env"], arguments["seed"]) == ("reinforce", ENV_ID, 1)
-    assert f" -m sb3_reinforce train {' '.join((*AGENT, *BUDGET))} " in (run / ENV_ID / "command.txt").read_text()
+    assert f" -m sb3_reinforce train {' '.join((*AGENT, *BUDGET))} " in (run_folder / ENV_ID / "command.txt").read_text()
 
-    model = REINFORCE.load(run / f"{ENV_ID}.zip")
-    assert 200 <= model.num_timesteps == sum(monitored(run / "0.monitor.csv")[1])
-    assert REINFORCE.load(run / "rl_model_100_steps.zip").num_timesteps == 100
-    evaluations = np.load(run / "evaluations.npz")
+    model = REINFORCE.load(run_folder / f"{ENV_ID}.zip")
+    assert 200 <= model.num_timesteps == sum(monitored(run_folder / "0.monitor.csv")[1])
+    assert REINFORCE.load(run_folder / "rl_model_100_steps.zip").num_timesteps == 100
+    evaluations = np.load(run_folder / "evaluations.npz")
     assert list(evaluations["timesteps"][:2]) == [100, 200]
     assert evaluations["results"].shape[1] == 5
     best = evaluations["timesteps"][evaluations["results"].mean(axis=1).argmax()]
-    assert REINFORCE.load(run / "best_model.zip").num_timesteps == best
+    assert REINFORCE.load(run_folder / "best_model.zip").num_timesteps == best
 
     (events,) = (folder / "tb" / ENV_ID / "REINFORCE_1").iterdir()
     assert b"rollout/ep_rew_mean" in events.read_bytes()
@@ -177,6 +184,7 @@ def test_continue(runs):
 
 PROCESSES = """
 from multiprocessing import current_process
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
@@ -188,18 +196,14 @@ class Processes(gym.Wrapper):
         Path(f"{current_process().name}.process").touch()
 """
 
-SCHEDULES = """
-import json
-import sys
 
-from stable_baselines3.common.utils import FloatSchedule
+def schedules(agent):
+    """:return: Values of the schedules of a saved model at the begin, in the middle, and at the end"""
+    from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_reinforce import REINFORCE
-
-model = REINFORCE.load(sys.argv[1])
-names = ("learning_rate", "target_kl", "value_learning_rate")
-print(json.dumps({name: [FloatSchedule(getattr(model, name))(progress) for progress in (1, 0.5, 0)] for name in names}))
-"""
+    model = REINFORCE.load(agent)
+    names = ("learning_rate", "target_kl", "value_learning_rate")
+    return {name: [FloatSchedule(getattr(model, name))(progress) for progress in (1, 0.5, 0)] for name in names}
 
 
 def test_hyperparams_and_subprocesses(tmp_path):
@@ -221,9 +225,10 @@ def test_hyperparams_and_subprocesses(tmp_path):
     assert re.fullmatch(rf"{ENV_ID}_1_[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}", folder.name)
     assert {"0.monitor.csv", "1.monitor.csv"} < files(folder)
 
-    # In another process, since the model needs RL Zoo's classes, and RL Zoo changes Gymnasium
     agent = folder / f"{ENV_ID}.zip"
-    assert json.loads(succeed(tmp_path, agent, program=("-c", SCHEDULES)).splitlines()[-1]) == {
+    with ProcessPoolExecutor(1, FORKSERVER) as pool:  # The model needs RL Zoo's classes, and RL Zoo changes Gymnasium
+        found = pool.submit(schedules, agent).result()
+    assert found == {
         "learning_rate": [0.02, 0.01, 0.0],
         "target_kl": pytest.approx([0.1, 0.0505, 0.001]),
         "value_learning_rate": [1e-3, 5e-4, 0.0],
@@ -306,7 +311,7 @@ def test_command_of_rl_zoo(tmp_path):
 
 def test_track(tmp_path):
     options = ("--track", "--wandb-project-name", "pendulums", "--wandb-group", "swinging", "-tags", "tagged")
-    call_and_succeed(tmp_path, *TRAIN, "-n", "40", "--seed", "7", *options, WANDB_MODE="offline")
+    succeed(tmp_path, *TRAIN, "-n", "40", "--seed", "7", *options, WANDB_MODE="offline")  # Written when Python exits
     (tracked,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = tracked.read_bytes()
     for text in ("pendulums", "swinging", "tagged", f"{ENV_ID}__reinforce__7__", "rollout/ep_rew_mean"):
@@ -363,35 +368,24 @@ def test_without_a_library_to_render(tmp_path, command):
     assert "libegl1 or libosmesa6" in errors
 
 
-@pytest.mark.parametrize("ffmpeg, models", [(False, [f"{ENV_ID}.zip", "rl_model_100_steps.zip"]), (True, [f"{ENV_ID}.zip"])])
-def test_record_training(runs, tmp_path, ffmpeg, models):
+def test_record_training(runs, tmp_path):
+    """Of the end and of a checkpoint, with a caption each, without an ffmpeg on the path."""
     source, copy = runs[0] / "logs" / RUN, tmp_path / "logs" / RUN
     shutil.copytree(source / ENV_ID, copy / ENV_ID)
-    for name in models:
+    for name in (f"{ENV_ID}.zip", "rl_model_100_steps.zip"):
         shutil.copy(source / name, copy)
-    # All that is on the path: nothing, or ffmpeg
-    (tmp_path / "programs").mkdir()
-    if ffmpeg:
-        script = f'#!/bin/sh\necho called >> {tmp_path}/calls\nexec {imageio_ffmpeg.get_ffmpeg_exe()} "$@"\n'
-        (tmp_path / "programs" / "ffmpeg").write_text(script)
-        (tmp_path / "programs" / "ffmpeg").chmod(0o755)
     arguments = (*AGENT, "-f", "logs", "-n", "20", "--gif")
-    output = call_and_succeed(tmp_path, "record_training", *arguments, PATH=str(tmp_path / "programs"))
+    output = call_and_succeed(tmp_path, "record_training", *arguments, PATH="/nowhere")
     videos = copy / "videos"
     assert f"Saving video to {videos / 'training.mp4'}\n" in output
-    names = {f"final-model-reinforce-{ENV_ID}-step-0-to-step-20.mp4", "training.mp4", "training.gif"}
-    if ffmpeg:
-        # For a caption, to join the parts, and for the gif
-        assert (tmp_path / "calls").read_text() == "called\n" * 3
-    else:
-        names.add(f"checkpoint-100-reinforce-{ENV_ID}-step-0-to-step-20.mp4")
-    assert {path.name for path in videos.iterdir()} == names
-    assert len(frames(videos / "training.mp4")) == pytest.approx(len(models) * (1 + 20), abs=len(models))
+    names = {f"{model}-reinforce-{ENV_ID}-step-0-to-step-20.mp4" for model in ("final-model", "checkpoint-100")}
+    assert {path.name for path in videos.iterdir()} == names | {"training.mp4", "training.gif"}
+    assert len(frames(videos / "training.mp4")) == pytest.approx(2 * (1 + 20), abs=2)
     for name in ("training.mp4", "training.gif"):
         first, *_, last = frames(videos / name)
         captions = first[:50], last[:50]
         assert all(caption.max() > 200 for caption in captions)
-        assert (np.abs(captions[0].astype(int) - captions[1]).max() > 100) == (len(models) > 1)
+        assert np.abs(captions[0].astype(int) - captions[1]).max() > 100
         assert all(shows_cart_and_pole(frame) for frame in (first, last))
 
 

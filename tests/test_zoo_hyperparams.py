@@ -5,7 +5,6 @@ from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,6 +17,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo.hyperparams import FOLDER, hyperparams, read_hyperparams
 from sb3_reinforce.zoo.hyperparams_opt import convert_reinforce_params, sample_reinforce_params, target_kl_schedule
+from tests.zoo_command import FORKSERVER
 
 MUJOCO = "InvertedPendulum InvertedDoublePendulum Reacher Swimmer Hopper Walker2d HalfCheetah Ant".split()
 REQUIRED = {f"{name}-v{version}" for name in MUJOCO for version in (4, 5)}
@@ -28,10 +28,13 @@ UPSTREAM = Path(find_spec("rl_zoo3").origin).parent / "hyperparams"
 PEERS = {algo: (read_hyperparams(algo), yaml.safe_load((UPSTREAM / f"{algo}.yml").read_text())) for algo in ("ppo", "a2c")}
 
 
+pytestmark = pytest.mark.zoo
+
+
 @pytest.fixture(scope="module")
 def elsewhere():
     """:return: Calls a function in another process: to import RL Zoo changes the time limit of Gymnasium"""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, FORKSERVER) as pool:
         yield lambda function, *args: pool.submit(function, *args).result()
 
 

@@ -20,7 +20,10 @@ HIDDEN = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "TRUST_REMOTE_CODE", "WANDB
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(HIDDEN)} | {"OMP_NUM_THREADS": "1"}
 
 FORKSERVER = get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["sb3_reinforce.__main__", "sb3_reinforce.zoo.train", "rl_zoo3.enjoy"])
+# Not MuJoCo, which reads MUJOCO_GL when it is imported. The last three are imported late by what the others import
+FORKSERVER.set_forkserver_preload(
+    ["sb3_reinforce.__main__", "sb3_reinforce.zoo.train", "matplotlib.pyplot", "scipy.signal", "torch._dynamo"]
+)
 
 
 def run(folder, *arguments, program=("-m", "sb3_reinforce"), **variables):
