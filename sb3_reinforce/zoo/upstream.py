@@ -68,10 +68,10 @@ def vec_env_options(start_index: int, appends: bool) -> Iterator[None]:
     from rl_zoo3 import exp_manager
     from stable_baselines3.common.env_util import make_vec_env
 
-    def make(env_id: Any, **kwargs: Any) -> Any:
+    def make(env_id: Any, n_envs: int = 1, **kwargs: Any) -> Any:
         if appends:
             kwargs["monitor_kwargs"] = {**(kwargs.get("monitor_kwargs") or {}), "override_existing": False}
-        return make_vec_env(env_id, start_index=start_index, **kwargs)
+        return make_vec_env(env_id, n_envs, start_index=start_index, **kwargs)
 
     with replaced(exp_manager, "make_vec_env", make):
         yield
