@@ -104,7 +104,7 @@ def run_script(command: str, gym_packages: Sequence[str]) -> None:
     if command == "benchmark" and not results["results"]["algo"]:
         raise ValueError(f"no trained agent of {results['args'].log_dir} could be evaluated")
     if command == "record_training" and not os.path.isfile(results["final_video_path"]):
-        raise ValueError(f"ffmpeg could not make {results['final_video_path']}")
+        raise ValueError(f"{results['final_video_path']} was not made: the run has no model, or ffmpeg has failed")
 
 
 def run_agent_command(command: str, arguments: list[str], gym_packages: Sequence[str]) -> None:
