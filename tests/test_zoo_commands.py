@@ -115,6 +115,7 @@ gym.register("Mine-v0", "gymnasium.envs.mujoco.inverted_pendulum_v4:InvertedPend
 """
 
 
+@pytest.mark.slow
 def test_console_script_and_gym_packages(tmp_path):
     """Commands find modules in the working folder, also those commands that RL Zoo lets import none."""
     (tmp_path / "my_envs.py").write_text(MY_ENVS)
@@ -206,6 +207,7 @@ def schedules(agent):
     return {name: [FloatSchedule(getattr(model, name))(progress) for progress in (1, 0.5, 0)] for name in names}
 
 
+@pytest.mark.slow
 def test_hyperparams_and_subprocesses(tmp_path):
     (tmp_path / "processes.py").write_text(PROCESSES)
     hyperparams = ["n_envs:2", "n_episodes:3", "baseline:value", "policy_kwargs:dict(net_arch=[8])"]
@@ -301,6 +303,7 @@ def test_other_algorithms(tmp_path, algo, env_id):
     assert used == ours if ours else used["clip_range"] == "lin_0.2"
 
 
+@pytest.mark.slow
 def test_command_of_rl_zoo(tmp_path):
     (tmp_path / "custom_envs.py").write_text("from sb3_reinforce.zoo import register\nregister()\n")
     arguments = (*AGENT, "--eval-freq", "-1", "-n", "40", "-conf", "sb3_reinforce.zoo.hyperparams")
@@ -309,6 +312,7 @@ def test_command_of_rl_zoo(tmp_path):
     assert REINFORCE.load(tmp_path / "logs" / RUN / f"{ENV_ID}.zip").num_timesteps >= 40
 
 
+@pytest.mark.slow
 def test_track(tmp_path):
     options = ("--track", "--wandb-project-name", "pendulums", "--wandb-group", "swinging", "-tags", "tagged")
     succeed(tmp_path, *TRAIN, "-n", "40", "--seed", "7", *options, WANDB_MODE="offline")  # Written when Python exits
@@ -368,6 +372,7 @@ def test_without_a_library_to_render(tmp_path, command):
     assert "libegl1 or libosmesa6" in errors
 
 
+@pytest.mark.slow
 def test_record_training(runs, tmp_path):
     """Of the end and of a checkpoint, with a caption each, without an ffmpeg on the path."""
     source, copy = runs[0] / "logs" / RUN, tmp_path / "logs" / RUN
@@ -389,6 +394,7 @@ def test_record_training(runs, tmp_path):
         assert all(shows_cart_and_pole(frame) for frame in (first, last))
 
 
+@pytest.mark.slow
 def test_benchmark(runs, tmp_path):
     options = ("--no-hub", "--log-dir", runs[0] / "logs", "-n", "200", "--benchmark-dir", "results")
     output = call_and_succeed(tmp_path, "benchmark", *options)

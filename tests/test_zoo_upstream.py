@@ -115,18 +115,20 @@ def test_a_file_that_cannot_be_reached_is_not_missing():
         upstream.load_from_hub("somebody/agent", "vec_normalize.pkl", original=fail)
 
 
-def appended(folder):
-    """:return: Names of the monitor files of two environments, the third and fourth, which are made twice"""
+def make_twice(folder):
+    """:return: What is in the monitor files of two environments, the third and fourth, made anew after an episode"""
     from rl_zoo3 import exp_manager
 
     for appends in (False, True):
         with upstream.vec_env_options(2, appends):
             exp_manager.make_vec_env("CartPole-v1", 2, monitor_dir=folder).close()
-    return {path.name: path.read_text().count("t_start") for path in folder.iterdir()}
+        for path in folder.iterdir():
+            path.write_text(path.read_text() + "an episode\n")
+    return {path.name: path.read_text().splitlines()[2:] for path in folder.iterdir()}
 
 
 @pytest.mark.zoo
 def test_monitor_files_are_numbered_and_kept(tmp_path):
     with ProcessPoolExecutor(1, FORKSERVER) as pool:
-        files = pool.submit(appended, tmp_path).result()
-    assert files == {"2.monitor.csv": 1, "3.monitor.csv": 1}
+        files = pool.submit(make_twice, tmp_path).result()
+    assert files == {f"{index}.monitor.csv": ["an episode"] * 2 for index in (2, 3)}
