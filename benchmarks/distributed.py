@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch as th
 import torch.distributed as dist
+from sb3_reinforce.checkpoint import find_states
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_reinforce import REINFORCE, distributed
-from sb3_reinforce.checkpoint import find_states
 from sb3_reinforce.checks import versions
 
 ENV_ID = "HalfCheetah-v4"

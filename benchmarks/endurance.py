@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 
 import torch as th
+from sb3_reinforce.checkpoint import TrainingStateCallback
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.checkpoint import TrainingStateCallback
 from sb3_reinforce.checks import versions
 
 ENV = "InvertedPendulum-v4"

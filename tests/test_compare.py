@@ -30,7 +30,7 @@ from sb3_reinforce.compare.contenders import parse_contender
 from sb3_reinforce.compare.files import make_jobs, read_json, write_json
 from sb3_reinforce.compare.progress import Progress
 from tests import compare_envs
-from tests.test_zoo_commands import ENVIRON, files, succeed
+from tests.zoo_command import ENVIRON, files, succeed
 
 # What a process of its own may warn of, too
 pytestmark = pytest.mark.filterwarnings("ignore")

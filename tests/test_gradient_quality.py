@@ -14,7 +14,7 @@ from tests.envs import CountEnv
 from tests.helpers import gradient_of
 from tests.test_dict_env import CELL, VECTOR
 from tests.test_dict_env import make_env as make_dict_env
-from tests.test_zoo_commands import run, succeed
+from tests.zoo_command import run, succeed
 
 #: Baselines are also tried with returns that they are not made for
 pytestmark = pytest.mark.filterwarnings("ignore:baseline=.* estimates the reward-to-go")

@@ -1,23 +1,24 @@
 import io
 import json
-import os
 import pickle
 import re
 import shlex
-import subprocess
-import sys
 import zipfile
 
+import httpx2
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch as th
 import yaml
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.zoo.cli import describe
+from tests import zoo_command
 from tests.fake_hub import TOKEN, USER, FakeHub
+
+pytestmark = [pytest.mark.zoo, pytest.mark.slow]
 
 ENV_ID = "InvertedPendulum-v4"
 NAME = f"reinforce-{ENV_ID}"
@@ -50,36 +51,36 @@ def hub():
 
 @pytest.fixture
 def run(hub, tmp_path):
-    """Run a command in a folder of its own, on a machine without a display that knows no hub but the fake one."""
-    prefixes = ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL", "HF_", "HUGGING", "TRUST_REMOTE_CODE")
-    environ = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
-    environ.update(
+    """Run a command in a folder of its own. It knows no hub but the fake one, if it is one of the hub's."""
+    hub_of_test = dict(
         HF_ENDPOINT=hub.url,
         HF_HOME=str(tmp_path / "huggingface"),
         HF_HUB_DISABLE_TELEMETRY="1",
         HF_HUB_DISABLE_XET="1",
         HF_TOKEN=TOKEN,
         NO_PROXY="127.0.0.1",
-        OMP_NUM_THREADS="1",
     )
 
-    def run(*arguments, folder="here", **variables):
+    def run(command, *arguments, folder="here", **variables):
         (tmp_path / folder).mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "sb3_reinforce", *arguments]
-        return subprocess.run(command, cwd=tmp_path / folder, env=environ | variables, capture_output=True, text=True)
+        if command in ("push_to_hub", "load_from_hub"):  # The address is read when the hub's package is imported
+            return zoo_command.run(tmp_path / folder, command, *arguments, **hub_of_test, **variables)
+        return zoo_command.call(tmp_path / folder, command, *arguments)
 
     return run
 
 
-def succeeded(process):
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+def succeeded(outcome):
+    status, output, errors = outcome
+    assert status == 0, errors
+    return output
 
 
-def assert_refused(process, command, reason):
+def assert_refused(outcome, command, reason):
     """Nothing but one line on the error stream."""
-    assert process.returncode == 1
-    assert re.fullmatch(f"sb3-reinforce {command}: error: .*{reason}.*\n", process.stderr), process.stderr
+    status, _, errors = outcome
+    assert status == 1
+    assert re.fullmatch(f"sb3-reinforce {command}: error: .*{reason}.*\n", errors), errors
 
 
 def assert_same_policy(path, other):
@@ -145,18 +146,6 @@ def test_round_trip(hub, run, tmp_path):
     assert "Mean reward: " in succeeded(run(*enjoy[1:], folder="there"))
 
 
-def test_a_file_that_cannot_be_reached_is_not_missing(monkeypatch):
-    """RL Zoo goes on without the normalization if it is missing."""
-    from sb3_reinforce.zoo import hub
-
-    def fail(repo_id, filename):
-        raise LocalEntryNotFoundError("check your connection")
-
-    monkeypatch.setattr(hub, "upstream_load_from_hub", fail)
-    with pytest.raises(LocalEntryNotFoundError, match="check your connection"):
-        hub.load_from_hub(REPO, "vec_normalize.pkl")
-
-
 def test_normalization_travels(hub, run, tmp_path):
     succeeded(run(*TRAIN, "-params", "normalize:True"))
     succeeded(run(*PUSH, USER, "--no-render"))
@@ -172,7 +161,12 @@ def test_normalization_travels(hub, run, tmp_path):
     np.testing.assert_array_equal([first.mean, first.var], [second.mean, second.var])
 
 
-def test_refused_downloads(hub, run, tmp_path):
-    assert_refused(run(*LOAD, USER), "load_from_hub", "TRUST_REMOTE_CODE")
+def test_refused_download(run, tmp_path):
     assert_refused(run(*LOAD, USER, TRUST_REMOTE_CODE="True"), "load_from_hub", f"Repository Not Found for url: .*{REPO}")
     assert not (tmp_path / "here" / "logs").exists()
+
+
+def test_unreachable_hub():
+    """``push_to_hub`` ends with the error of the library for HTTP, which does not say who cannot be reached."""
+    error = httpx2.ConnectError("[Errno -2] Name or service not known")
+    assert describe(error) == "the Hugging Face Hub cannot be reached: [Errno -2] Name or service not known"

@@ -5,7 +5,6 @@ from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,6 +17,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo.hyperparams import FOLDER, hyperparams, read_hyperparams
 from sb3_reinforce.zoo.hyperparams_opt import convert_reinforce_params, sample_reinforce_params, target_kl_schedule
+from tests.zoo_command import FORKSERVER
 
 MUJOCO = "InvertedPendulum InvertedDoublePendulum Reacher Swimmer Hopper Walker2d HalfCheetah Ant".split()
 REQUIRED = {f"{name}-v{version}" for name in MUJOCO for version in (4, 5)}
@@ -31,7 +31,7 @@ PEERS = {algo: (read_hyperparams(algo), yaml.safe_load((UPSTREAM / f"{algo}.yml"
 @pytest.fixture(scope="module")
 def elsewhere():
     """:return: Calls a function in another process: to import RL Zoo changes the time limit of Gymnasium"""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, FORKSERVER) as pool:
         yield lambda function, *args: pool.submit(function, *args).result()
 
 
@@ -96,6 +96,7 @@ def by_value(params):
     return {**params, **{key: [FloatSchedule(params[key])(progress) for progress in (1, 0.5, 0)] for key in schedules}}
 
 
+@pytest.mark.zoo
 def test_register(elsewhere):
     (before, once, twice), algorithms = elsewhere(register_twice)
     additions = [{"reinforce": addition} for addition in (REINFORCE, sample_reinforce_params, convert_reinforce_params)]
@@ -145,7 +146,7 @@ def test_sampled_number_of_episodes(n_envs, fewest):
 def test_sampled_params_are_accepted(env_id):
     env = gym.make(env_id)
     study = optuna.create_study(sampler=RandomSampler(0))
-    for _ in range(100):
+    for _ in range(40):
         trial = study.ask()
         sampled = sample_reinforce_params(trial, 1, 1, {})
         model = REINFORCE("MlpPolicy", env, **sampled)
@@ -160,6 +161,7 @@ def test_entries():
     assert REQUIRED | {"default"} <= hyperparams.keys()
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_entry(elsewhere, tmp_path, env_id):
     """The model has what the entry says, or that of the default."""
@@ -174,6 +176,7 @@ def test_entry(elsewhere, tmp_path, env_id):
     assert by_value({key: result.get(key) for key in entry}) == by_value(entry)
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_entry_with_sampled_params(elsewhere, tmp_path, env_id):
     assert elsewhere(construct_sampled, env_id, tmp_path) == 10
@@ -185,6 +188,7 @@ def sources(algo, env_id):
     return [f"{name}-v{version}" for version in (4, 2) if f"{name}-v{version}" in PEERS[algo][1]]
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("algo, env_id", [(algo, env_id) for algo in PEERS for env_id in PEERS[algo][0]])
 def test_settings_of_peers(elsewhere, tmp_path, algo, env_id):
     """They are RL Zoo's, under an id that it does not know."""
@@ -205,6 +209,7 @@ def test_settings_of_peers_are_complete(algo):
     assert ours.keys() == {env_id for env_id in REQUIRED if env_id not in theirs and sources(algo, env_id)}
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("algo, env_id", [("ppo", "Hopper-v4"), ("ppo", "CartPole-v1"), ("a2c", "Hopper-v4")])
 def test_rl_zoo_has_the_first_word(elsewhere, tmp_path, algo, env_id):
     config, _ = elsewhere(set_up, env_id, tmp_path, algo)

@@ -1,11 +1,8 @@
 """The search for hyperparameters, as it is started from a shell: ``sb3-reinforce train -optimize``."""
 
 import csv
-import os
 import pickle
 import re
-import subprocess
-import sys
 
 import optuna
 import pytest
@@ -17,6 +14,9 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo.hyperparams_opt import convert_reinforce_params
+from tests.zoo_command import Started
+
+pytestmark = pytest.mark.zoo
 
 COMPLETE, PRUNED = TrialState.COMPLETE, TrialState.PRUNED
 ENV_ID = "InvertedPendulum-v4"
@@ -63,23 +63,16 @@ gym.register("Diverging-v0", Diverging, max_episode_steps=100)
 
 
 def start(folder, *arguments, env_id=ENV_ID):
-    command = [sys.executable, "-m", "sb3_reinforce", "train", "--algo", "reinforce", "--env", env_id, *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Started(folder, "train", "--algo", "reinforce", "--env", env_id, *arguments)
 
 
 def finish(*processes, status=0):
     """:return: What each process has printed"""
-    outputs = [process.communicate(timeout=900)[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == status, output
-    return outputs
+    outcomes = [process.finish() for process in processes]
+    for actual, output, errors in outcomes:
+        assert actual == status, output + errors
+        assert "Traceback" not in errors
+    return [output + errors for _, output, errors in outcomes]
 
 
 def search(folder, *arguments, status=0, **kwargs):
@@ -183,7 +176,6 @@ def test_diverging_trial_is_pruned(diverging):
 def test_all_trials_diverge(diverging):
     output = search(*diverging, "diverging:range(100)", env_id="Diverging-v0", status=1)
     assert len(re.findall(r"Trial \d+ pruned", output)) == 2
-    assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("sb3-reinforce train: error: ")
 
 

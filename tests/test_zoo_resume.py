@@ -9,13 +9,14 @@ import time
 
 import numpy as np
 import pytest
-import torch as th
 
-from tests.test_zoo_commands import ENVIRON, monitored, policy, run, succeed
+from tests.zoo_command import ENVIRON, call, monitored, policy, succeed
+
+pytestmark = [pytest.mark.zoo, pytest.mark.slow]
 
 ENV_ID = "Pendulum-v1"
 TRAIN = ("train", "--algo", "reinforce", "--env", ENV_ID, "--seed", 5)
-BUDGET = ("-n", 12_000, "--save-freq", 1000, "--eval-freq", 3000, "--eval-episodes", 2, "-tb", "tb", "--vec-env", "subproc")
+BUDGET = ("-n", 6000, "--save-freq", 1000, "--eval-freq", 2000, "--eval-episodes", 2, "-tb", "tb", "--vec-env", "subproc")
 HYPERPARAMS = ("-params", "normalize:True", "n_envs:2", "n_episodes:2", "baseline:'value'", "gae_lambda:0.9")
 FOLDER = f"logs/reinforce/{ENV_ID}_1"
 
@@ -44,7 +45,7 @@ def outcome(folder):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    succeed(folder, *TRAIN, *BUDGET, *HYPERPARAMS)
+    succeed(folder, *TRAIN, *BUDGET, *HYPERPARAMS, runner=call)
     return folder
 
 
@@ -52,12 +53,12 @@ def test_killed(undisturbed, tmp_path):
     process = start(tmp_path, *TRAIN, *BUDGET, *HYPERPARAMS)
     wait_for_states(tmp_path / FOLDER, 2)
     process.send_signal(signal.SIGSTOP)  # It lives, and does nothing
-    status, _, errors = run(tmp_path, *TRAIN[:5], "--resume", "latest")
+    status, _, errors = call(tmp_path, *TRAIN[:5], "--resume", "latest")
     assert status == 1 and "is still training, in another process" in errors
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / FOLDER / f"{ENV_ID}.zip").exists()
-    succeed(tmp_path, *TRAIN[:5], "--resume", "latest")
+    succeed(tmp_path, *TRAIN[:5], "--resume", "latest", runner=call)
     assert outcome(tmp_path) == outcome(undisturbed)
     # One folder, one curve
     assert len(os.listdir(tmp_path / "logs/reinforce")) == len(os.listdir(tmp_path / "tb" / ENV_ID)) == 1
@@ -75,22 +76,21 @@ def test_stopped(undisturbed, tmp_path, number, status):
     assert process.returncode == status, output
     assert "Stopping when this update is complete" in output and "Traceback" not in output
     (folder,) = re.findall(r"Stopped by a signal: --resume (\S+) goes on from the last training state", output)
-    succeed(tmp_path, *TRAIN[:5], "--resume", folder if number == signal.SIGINT else "auto")
+    succeed(tmp_path, *TRAIN[:5], "--resume", folder if number == signal.SIGINT else "auto", runner=call)
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
 def test_bad_input(tmp_path):
     def error(*arguments):
-        status, _, errors = run(tmp_path, *TRAIN[:5], *arguments)
+        status, _, errors = call(tmp_path, *TRAIN[:5], *arguments)
         assert status in (1, 2) and len(errors.strip().splitlines()) == 1, errors
         return errors
 
     assert "no run of reinforce in Pendulum-v1 has a training state in --log-folder logs" in error("--resume", "latest")
     (tmp_path / "empty").mkdir()
     assert "--resume empty must be 'latest', 'auto', or the folder of a run" in error("--resume", "empty")
-    succeed(tmp_path, *TRAIN, "-n", 1000, "--eval-freq", -1, "--save-freq", 500, "-params", "n_episodes:2")
+    succeed(tmp_path, *TRAIN, "-n", 1000, "--eval-freq", -1, "--save-freq", 500, "-params", "n_episodes:2", runner=call)
     (state,) = (tmp_path / FOLDER).glob("*.state")
     state.write_bytes(state.read_bytes()[:100])
-    status, _, errors = run(tmp_path, *TRAIN[:5], "--resume", FOLDER, program=("-W", "ignore", "-m", "sb3_reinforce"))
+    status, _, errors = call(tmp_path, *TRAIN[:5], "--resume", FOLDER)
     assert status == 1 and "There is no sound training state in" in errors
-    assert th.get_num_threads() >= 1

@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from sb3_reinforce.zoo.arguments import Parser, module
+
 #: Packages that these commands need besides those of the algorithm, by the extra that installs them
 EXTRAS = {"compare": ("joblib", "pandas", "rliable", "seaborn"), "dask": ("distributed",)}
 
@@ -29,7 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     :return: The parser
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        "sb3-reinforce compare",
         description="Train algorithms on environments with many seeds, evaluate them, and write a report.",
         epilog="A variant of an algorithm is NAME=ALGO:key:value,key:value with values in YAML, for example "
         "no_baseline=reinforce:baseline:null. conf_file:FILE.yml takes the hyperparameters from another file, "
@@ -52,7 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", action="store_true", help="run nothing, write the report of what is in --out again")
     parser.add_argument("--svg", action="store_true", help="write the pictures as SVG too")
     parser.add_argument("--vec-env", choices=["dummy", "subproc"], default="dummy", help="VecEnv type")
-    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
+    parser.add_argument(
+        "--gym-packages", nargs="+", type=module, default=[], help="modules to import, which register environments"
+    )
     return parser
 
 
@@ -101,7 +106,8 @@ def compare() -> None:
 
 def gradients() -> None:
     """Run ``sb3-reinforce gradients``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        "sb3-reinforce gradients",
         description="Measure the quality of gradient estimates of a policy: variance, signal-to-noise ratio, cosine between "
         "independent batches and noise scale, for every return and baseline of REINFORCE, by the number of episodes.",
     )
@@ -111,13 +117,15 @@ def gradients() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 4, 8, 16, 32], help="episodes per estimate")
     parser.add_argument("--seed", type=int, default=0, help="random generator seed")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
+    parser.add_argument(
+        "--gym-packages", nargs="+", type=module, default=[], help="modules to import, which register environments"
+    )
     args = parser.parse_args()
     require("compare")
     from sb3_reinforce.compare import gradients
 
-    for module in args.gym_packages:
-        import_module(module)
+    for name in args.gym_packages:
+        import_module(name)
     command = shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
     gradients.gradients(args.out, args.model, args.env, args.n_episodes, args.batch_sizes, args.seed, command)
     print((args.out / "gradients.md").read_text())

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce.checks import closest
 from sb3_reinforce.compare.references import REFERENCES
-from sb3_reinforce.zoo.exp_manager import ExperimentManager, check_keys
+from sb3_reinforce.zoo.entries import check_keys
+from sb3_reinforce.zoo.exp_manager import ExperimentManager
 from sb3_reinforce.zoo.hyperparams import read_hyperparams
 
 #: Settings of a variant that say where its hyperparameters come from

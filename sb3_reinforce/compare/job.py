@@ -6,7 +6,6 @@ Do one run of a comparison, in a process of its own: an ordinary run of RL Zoo, 
 ``FOLDER`` holds ``job.json``, the run. ``result.json`` is written there last: a run without one has not finished.
 """
 
-import argparse
 import os
 import shlex
 import signal
@@ -30,8 +29,8 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from sb3_reinforce.checks import versions
 from sb3_reinforce.compare.files import EPISODES, JOB, KINDS, PROGRESS, RESULT, read_json, write_json
 from sb3_reinforce.compare.references import EVAL_SEED_OFFSET
-from sb3_reinforce.zoo import cli
 from sb3_reinforce.zoo.exp_manager import ExperimentManager
+from sb3_reinforce.zoo.train import train
 
 #: Seconds between two reports of the progress
 REPORT_EVERY = 1.0
@@ -170,8 +169,7 @@ def main() -> None:
     for module in RunManager.job["gym_packages"]:
         import_module(module)
     th.set_num_threads(1)
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", cli.parse_args):
-        cli.train(RunManager.job["arguments"], RunManager)
+    train(RunManager.job["arguments"], RunManager)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ def register() -> None:
     """
     Put ``reinforce`` into RL Zoo's tables: the algorithms, the samplers of hyperparameters, and their converters.
 
-    ``sb3-reinforce`` does so itself. For RL Zoo's own command, ``python -m rl_zoo3.train``, call it in a module
+    ``sb3-reinforce`` calls this function itself. For RL Zoo's own command, ``python -m rl_zoo3.train``, call it in a module
     ``custom_envs.py`` in the working folder, which RL Zoo imports.
     """
     # RL Zoo changes Gymnasium's time limit when it is imported: only for those who ask for it

@@ -17,6 +17,8 @@ FOLDER = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "h
 
 def read_hyperparams(algo: str) -> dict[str, Any]:
     """
+    Read the hyperparameters that come with the package.
+
     :param algo: Name of an algorithm, as on the command line
     :return: Its hyperparameters, one entry per environment; empty if there is no file for it
     """

@@ -1,3 +1,5 @@
+"""The search for hyperparameters of REINFORCE, as RL Zoo does it for its algorithms."""
+
 import math
 from typing import Any
 
@@ -11,6 +13,8 @@ ACTIVATION_FNS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 def target_kl_schedule(initial_value: float) -> LinearSchedule:
     """
+    Make a schedule for the target of the KL divergence.
+
     :param initial_value: Where the target starts
     :return: A target that falls linearly to a hundredth of that over the run: at zero there would be no step
     """
@@ -19,7 +23,7 @@ def target_kl_schedule(initial_value: float) -> LinearSchedule:
 
 def sample_reinforce_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict) -> dict[str, Any]:
     """
-    Sampler for REINFORCE hyperparams.
+    Sample hyperparameters of REINFORCE.
 
     :param trial: The trial to sample for
     :param n_actions: Not used
@@ -51,7 +55,7 @@ def sample_reinforce_params(trial: optuna.Trial, n_actions: int, n_envs: int, ad
 
 def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
-    Convert what was sampled to hyperparameters.
+    Convert the parameters of a trial to hyperparameters.
 
     :param sampled_params: The parameters of a trial of :func:`sample_reinforce_params`
     :return: Arguments of ``REINFORCE``

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 #: Backends of MuJoCo's renderer, in order of preference, and the Debian packages that they need
 BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}
@@ -17,13 +16,15 @@ BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}
 
 def has_display() -> bool:
     """
-    :return: Whether a window can be opened
+    Tell whether a window can be opened.
+
+    :return: Whether there is a display
     """
     return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def choose_mujoco_backend() -> None:
-    """Without a display, set ``MUJOCO_GL`` to the first backend that works here, if the user has not set it."""
+    """Set ``MUJOCO_GL`` to the first backend that works here, if there is no display and the user has not set it."""
     if has_display() or os.environ.get("MUJOCO_GL"):
         return
     for backend in BACKENDS:
@@ -36,31 +37,37 @@ def choose_mujoco_backend() -> None:
 
 def can_render(env_id: str) -> bool:
     """
-    :param env_id: Environment id
-    :return: Whether its pictures can be made here, as far as is known after :func:`choose_mujoco_backend`
+    Tell whether pictures of an environment can be made here, as far as is known after :func:`choose_mujoco_backend`.
+
+    :param env_id: ID of a registered environment
+    :return: Whether they can
     """
     import gymnasium as gym
 
-    is_mujoco = env_id in gym.registry and "mujoco" in str(gym.registry[env_id].entry_point)
+    is_mujoco = "mujoco" in str(gym.registry[env_id].entry_point)
     return not is_mujoco or has_display() or bool(os.environ.get("MUJOCO_GL"))
 
 
 @contextmanager
 def ffmpeg_on_path() -> Iterator[None]:
-    """RL Zoo calls ``ffmpeg``: where there is none, let it find the one that comes with imageio."""
+    """Let RL Zoo, which calls ``ffmpeg``, find the one that comes with imageio, if there is no other."""
     if shutil.which("ffmpeg") is not None:
         yield
         return
     import imageio_ffmpeg
 
+    before = os.environ["PATH"]
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(imageio_ffmpeg.get_ffmpeg_exe(), Path(folder) / "ffmpeg")
-        with mock.patch.dict(os.environ, PATH=f"{os.environ['PATH']}{os.pathsep}{folder}"):
+        os.environ["PATH"] = f"{before}{os.pathsep}{folder}"
+        try:
             yield
+        finally:
+            os.environ["PATH"] = before
 
 
 def save_figures() -> None:
-    """Save all figures in the working folder as PNG: without a display, in the place of ``matplotlib.pyplot.show``."""
+    """Save all figures in the working folder as PNG, for a machine on which they cannot be shown."""
     from matplotlib import pyplot as plt
 
     for number in plt.get_fignums():
