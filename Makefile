@@ -44,9 +44,10 @@ test-fast: $(TOOLS)  ## Run the tests that take no more than seconds
 fuzz: $(TOOLS)  ## Compare with the slow reference on thousands of random environments (FUZZ_CASES=2000)
 	FUZZ_CASES=$${FUZZ_CASES:-2000} $(BIN)/python -m pytest -n 0 tests/test_reference.py
 
-lint: $(TOOLS)  ## Check code and format
+lint: $(TOOLS)  ## Check code, format and the direction of imports
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports
 
 type: $(TOOLS)  ## Check types
 	$(BIN)/mypy
@@ -58,4 +59,4 @@ format: $(TOOLS)  ## Sort imports and format
 commit-checks: lint type  ## What must pass before a commit, besides the tests
 
 clean:  ## Remove .venv and what tools leave behind
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

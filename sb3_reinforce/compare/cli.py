@@ -55,9 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", action="store_true", help="run nothing, write the report of what is in --out again")
     parser.add_argument("--svg", action="store_true", help="write the pictures as SVG too")
     parser.add_argument("--vec-env", choices=["dummy", "subproc"], default="dummy", help="VecEnv type")
-    parser.add_argument(
-        "--gym-packages", nargs="+", type=module, default=[], help="modules to import, which register environments"
-    )
+    parser.add_argument("--gym-packages", nargs="+", type=module, default=[], help="modules that register environments")
     return parser
 
 
@@ -117,9 +115,7 @@ def gradients() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 4, 8, 16, 32], help="episodes per estimate")
     parser.add_argument("--seed", type=int, default=0, help="random generator seed")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument(
-        "--gym-packages", nargs="+", type=module, default=[], help="modules to import, which register environments"
-    )
+    parser.add_argument("--gym-packages", nargs="+", type=module, default=[], help="modules that register environments")
     args = parser.parse_args()
     require("compare")
     from sb3_reinforce.compare import gradients

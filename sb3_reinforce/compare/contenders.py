@@ -77,7 +77,8 @@ def parse_contender(text: str) -> Contender:
         if not colon:
             raise ValueError(f"{item!r} in {text!r} must be key:value")
         try:
-            settings[key.strip()] = yaml.safe_load(value)
+            # None as `sb3-reinforce train` takes it, too
+            settings[key.strip()] = None if value.strip() == "None" else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError(f"{value!r} in {text!r} is not YAML") from error
         if re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value.strip(), re.IGNORECASE):
