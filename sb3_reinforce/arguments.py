@@ -56,6 +56,7 @@ def check_arguments(model: Any) -> None:
     if model.max_grad_norm is not None:
         check_number("max_grad_norm", model.max_grad_norm, 0, or_else="None")
     if model.n_episodes is not None:
+        check_number("n_episodes", model.n_episodes, 1, integer=True, or_else="None")
         name = f"With baseline={model.baseline!r}, n_episodes"
         check_number(name, model.n_episodes, MIN_N_EPISODES.get(model.baseline, 1), integer=True, or_else="None")
     if model.time_limit == "bootstrap" and model.baseline != "value":
@@ -70,6 +71,8 @@ def check_arguments(model: Any) -> None:
             f"baseline={model.baseline!r} estimates the reward-to-go, not returns={model.returns!r}, which is the same at "
             "all times of an episode: baseline='leave_one_out' goes with it"
         )
+    if model.env is not None:
+        model._check_n_envs(model.env.num_envs)
 
 
 def check_spaces_and_buffer(model: Any) -> None:
@@ -82,12 +85,9 @@ def check_spaces_and_buffer(model: Any) -> None:
     buffer_class = model.rollout_buffer_class
     if buffer_class is not None and not (isinstance(buffer_class, type) and issubclass(buffer_class, EpisodeRolloutBuffer)):
         name = getattr(buffer_class, "__name__", repr(buffer_class))
-        if name in ("RolloutBuffer", "DictRolloutBuffer"):
-            other = "PPO" if hasattr(model, "clip_range") else "A2C, TRPO or another algorithm"
-            raise ValueError(f"rollout_buffer_class={name}: this is a model of {other}, not of REINFORCE")
-        raise ValueError(f"rollout_buffer_class={name} must be an EpisodeRolloutBuffer")
-    if model.env is not None:
-        model._check_n_envs(model.env.num_envs)
+        algorithm = "PPO" if hasattr(model, "clip_range") else "A2C, TRPO or another algorithm"
+        hint = f": a saved model that has it is one of {algorithm}" if name in ("RolloutBuffer", "DictRolloutBuffer") else ""
+        raise ValueError(f"rollout_buffer_class={name} must be an EpisodeRolloutBuffer{hint}")
     space = getattr(model, "action_space", None)  # Not without an environment
     if isinstance(space, spaces.MultiBinary | spaces.MultiDiscrete) and len(space.shape) > 1:
         raise ValueError(f"{space} has more than one dimension, which is not supported: flatten it")

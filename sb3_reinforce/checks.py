@@ -84,7 +84,7 @@ def check_number(
         raise ValueError(f"{name}={value!r} must be {noun} in [{low}, {upper}{f', or {or_else}' if or_else else ''}")
 
 
-def check_schedule(name: str, value: Any, low: float = 0.0, or_none: bool = False) -> None:
+def check_schedule(name: str, value: Any, low: float = 0, or_none: bool = False) -> None:
     """
     Check an argument that takes a finite number or a schedule.
 
@@ -99,6 +99,16 @@ def check_schedule(name: str, value: Any, low: float = 0.0, or_none: bool = Fals
         check_number(name, value, low, or_else=or_else)
 
 
+def to_schedule(value: float | Schedule) -> FloatSchedule:
+    """
+    Make a schedule of an argument that can be one.
+
+    :param value: A number of any kind, or a schedule
+    :return: Function of the progress remaining
+    """
+    return FloatSchedule(value if callable(value) else float(value))
+
+
 def evaluate(name: str, value: float | Schedule, progress: float) -> float:
     """
     Evaluate an argument that can be a schedule.
@@ -109,7 +119,7 @@ def evaluate(name: str, value: float | Schedule, progress: float) -> float:
     :return: Its value at this time of the training
     :raises ValueError: If this is negative or not finite
     """
-    now = FloatSchedule(value)(progress)
+    now = to_schedule(value)(progress)
     if not 0 <= now < math.inf:
         raise ValueError(f"{name}={now} must be in [0, inf) (progress {progress:g})")
     return now

@@ -7,14 +7,14 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_reinforce.advantages import compute_advantages, describe, to_single_precision, weights
 from sb3_reinforce.arguments import HINTS, MIN_N_EPISODES, check_arguments
 from sb3_reinforce.batch import Chunks
 from sb3_reinforce.batch_policy import batch_policy
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
-from sb3_reinforce.checks import evaluate, explain_unknown_arguments
+from sb3_reinforce.checks import evaluate, explain_unknown_arguments, to_schedule
 from sb3_reinforce.critic import Critic
 from sb3_reinforce.gradient import PolicyGradient, policy_gradient
 from sb3_reinforce.line_search import PolicyStep, adapt_learning_rate
@@ -193,6 +193,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = to_schedule(self.learning_rate)
+
     def _maybe_recommend_cpu(self, mlp_class_name: str = "ReinforcePolicy") -> None:
         super()._maybe_recommend_cpu(mlp_class_name)
 
@@ -209,7 +212,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         if self._critic is not None and self._critic.policy is not self.policy:
             self._value_rms, self._kl_learning_rate_factor, self._critic = RunningMeanStd(), 1.0, None
         if self._critic is None:
-            learning_rate = FloatSchedule(self.value_learning_rate)(1)
+            learning_rate = to_schedule(self.value_learning_rate)(1)
             self._critic = Critic(self.policy, self._value_rms, learning_rate, self.normalize_value)
         return self._critic
 
@@ -230,9 +233,10 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         Update the policy by one step along the policy gradient of the collected episodes, and fit the critic if there is one.
 
         :raises ValueError: If an advantage, the critic's loss or the gradient is not finite; the parameters of the policy are
-            then those from before
+            then those from before, apart from the critic's if it is the gradient
         """
-        buffer, policy, critic = self.rollout_buffer, batch_policy(self.policy), self.critic
+        buffer, policy = self.rollout_buffer, batch_policy(self.policy)
+        critic = self.critic if self.baseline == "value" else None
         n_needed = MIN_N_EPISODES.get(self.baseline, 1)
         if buffer.total_episodes < n_needed:
             warnings.warn(
@@ -248,7 +252,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
         # Critic, after the advantages are taken
         policy.set_training_mode(True)
-        if self.baseline == "value":
+        if critic is not None:
             learning_rate = evaluate("value_learning_rate", self.value_learning_rate, self._current_progress_remaining)
             metrics["value_loss"] = critic.fit(buffer, self.n_value_epochs, self.value_batch_size, learning_rate)
 
@@ -266,11 +270,11 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         for name, value in metrics.items():
             self.logger.record(f"train/{name}", value)
 
-    def _estimate_advantages(self, critic: Critic, chunks: Chunks) -> dict[str, float]:
+    def _estimate_advantages(self, critic: Critic | None, chunks: Chunks) -> dict[str, float]:
         """
         Fill in the ``advantages``, ``returns`` and ``targets`` of the rollout buffer.
 
-        :param critic: The critic
+        :param critic: The critic, if the baseline is one
         :param chunks: The batch in parts
         :return: Numbers to log
         :raises ValueError: If one of them is not finite in single precision
@@ -282,15 +286,19 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             self.gamma,
             returns=self.returns,
             baseline=self.baseline,
-            values=critic.predict(chunks) if self.baseline == "value" else None,
-            last_values=critic.predict_last(buffer) if self.time_limit == "bootstrap" else None,
+            values=critic and critic.predict(chunks),
+            last_values=critic.predict_last(buffer) if critic and self.time_limit == "bootstrap" else None,
             gae_lambda=self.gae_lambda,
         )
         metrics = describe(estimate, buffer.lengths, self.baseline)
         discount = self.gamma if self.discount_states else 1.0
         factors = weights(estimate, buffer.lengths, buffer.total_steps, self.normalize_advantage, discount)
         buffer.advantages, buffer.returns, buffer.targets = to_single_precision(
-            {"the advantages": factors, "the returns": estimate.returns, "the critic's targets": estimate.targets},
+            {
+                "the advantages": factors,
+                "the returns": estimate.advantages + estimate.baseline,
+                "the critic's targets": estimate.targets,
+            },
             buffer.rewards,
         )
         return metrics

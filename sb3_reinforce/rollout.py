@@ -16,6 +16,7 @@ from sb3_reinforce.quota import EpisodeQuota
 from sb3_reinforce.resume.algorithm import ResumableAlgorithm
 from sb3_reinforce.sampler import is_plain, make_sampler, reset_noise
 from sb3_reinforce.vec_env.normalize import running_statistics
+from sb3_reinforce.vec_env.starts import is_at, mark_starts
 
 #: Episodes per update where ``n_episodes`` is not given: one per environment, but not less than this.
 DEFAULT_N_EPISODES = 8
@@ -44,6 +45,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
 
     #: Number of time steps at the start of the rollout
     _rollout_start = 0
+
+    #: Marks the starts of episodes at which the environments were left
+    _starts: list[Any] | None = None
 
     #: Which environments still owe episodes to the rollout. Callbacks can go by ``quota.owing``
     quota: EpisodeQuota | None = None
@@ -85,7 +89,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             print(f"Sampling actions with {'NumPy' if is_plain(self.policy) else 'PyTorch'}")
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "quota"]
+        return [*super()._excluded_save_params(), "quota", "_starts"]
 
     def _check_n_envs(self, n_envs: int) -> None:
         if self.n_episodes is not None and self.n_episodes < n_envs:
@@ -105,6 +109,13 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self._check_n_envs(env.num_envs)
         self.n_envs = env.num_envs
         super().set_env(env, force_reset=True)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # SB3 has reset the environments
+            self._starts = mark_starts(self.env)  # type: ignore[arg-type]
+        return total_timesteps, callback
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The progress at the start of the rollout: its end can be far beyond the total, for which a schedule has no value, and
@@ -187,7 +198,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         # Nothing random comes before this hook: training states are saved and restored there
         self.between_updates(callback)
 
-        # Start an episode everywhere, unless the last step of the rollout before did: no hidden reset is to use up a start
+        # Start an episode everywhere, unless the last step or reset did: no hidden reset is to use up a start
         statistics = running_statistics(env)
         # Some environments can be left alone when they have met their quota, unless their repetitions enter the statistics
         step_only = None if statistics else getattr(env.unwrapped, "step_only", None)
@@ -196,7 +207,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         n_steps, met_at, self._rollout_start = 0, self.num_timesteps, self.num_timesteps
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        obs, self._last_obs = env.reset() if self._last_obs is None else self._last_obs, None
+        is_started = self._last_obs is not None and is_at(env, self._starts)
+        obs, self._last_obs = self._last_obs if is_started else env.reset(), None
 
         while True:
             # Sample actions. They are stored before the step, in which some environments overwrite the observations
@@ -249,7 +261,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
         if dones.all():  # SB3's vectorized environments have started the next episode everywhere
-            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_obs, self._starts = new_obs, mark_starts(env)  # type: ignore[assignment]
 
         callback.update_locals(locals())
 

@@ -285,11 +285,12 @@ class TestTargetKL:
         """Eight episodes of 1000 steps with reward 1, whose returns differ by rounding alone."""
         model = make_model(PENDULUM, **kwargs).learn(1)  # The optimizer has moments
         buffer, rng = model.rollout_buffer, np.random.default_rng(0)
-        learning_rates = [train_again(model)["train/learning_rate"]]
+        length = "train/step_length" if model.natural_gradient else "train/learning_rate"
+        learning_rates = [train_again(model)[length]]
         episodes = [(rng.normal(size=(1000, 4)), rng.normal(size=(1000, 1)), np.ones(1000)) for _ in range(8)]
         store_batch(buffer, episodes, truncated=True)
         before = clone(model)
-        learning_rates += [train_again(model)["train/learning_rate"] for _ in range(2)]
+        learning_rates += [train_again(model)[length] for _ in range(2)]
         assert not changed(model, before)
         # Nor does the learning rate change from then on
         assert learning_rates[1] == learning_rates[2] > 0
@@ -300,7 +301,8 @@ class TestTargetKL:
         train = model.train
         model.train = lambda: (train(), kls.append(logged(model)["train/approx_kl"]))
         model.learn(4000)
-        assert kls[0] > 1e-3 and kls[-1] <= 2e-4
+        # Batches of 1600 steps: the last one begins at 80 % of the run
+        assert kls[0] > 1e-3 and kls[-1] <= 2 * (1e-4 + 0.2 * (0.1 - 1e-4))
 
 
 def test_value_fit():

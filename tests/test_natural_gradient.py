@@ -124,7 +124,7 @@ def test_length_of_the_step(name, damping):
     assert damped == pytest.approx(TARGET_KL, rel=1e-2)
     assert logged(model)["train/approx_kl"] == pytest.approx(step @ information @ step / 2, rel=0.1)
     natural = np.linalg.solve(information + damping * np.eye(len(plain)), plain)
-    np.testing.assert_allclose(step, -logged(model)["train/learning_rate"] * natural, rtol=5e-3, atol=1e-5)
+    np.testing.assert_allclose(step, -logged(model)["train/step_length"] * natural, rtol=5e-3, atol=1e-5)
 
 
 def test_without_a_limit_the_learning_rate_is_the_length():
@@ -132,7 +132,7 @@ def test_without_a_limit_the_learning_rate_is_the_length():
     for learning_rate in (1.0, 0.05):
         model = make_model(POLICIES["Box"][0])
         steps.append(vector_of(step_of(model, learning_rate)))
-        assert logged(model)["train/learning_rate"] == learning_rate
+        assert logged(model)["train/step_length"] == learning_rate
     np.testing.assert_allclose(steps[1], 0.05 * steps[0], rtol=1e-3, atol=1e-6)
 
 
@@ -153,11 +153,11 @@ def test_a_step_that_is_too_long_is_halved():
     model.target_kl = 0.5
     step = vector_of(step_of(model))
     assert 0 < logged(model)["train/approx_kl"] <= 1
-    halvings = np.log2(logged(model)["train/learning_rate"] * np.linalg.norm(natural) / np.linalg.norm(step))
+    halvings = np.log2(logged(model)["train/step_length"] * np.linalg.norm(natural) / np.linalg.norm(step))
     assert halvings == pytest.approx(round(halvings), abs=1e-3) and halvings > 0.5
     # The optimizer of the policy, should it be used again, still has the learning rate that was given
     model.natural_gradient = False
-    assert train_again(model, learning_rate=1e-5)["train/learning_rate"] == 1e-5
+    assert train_again(model, learning_rate=1e-5)["train/step_length"] == 1e-5
 
 
 @pytest.mark.parametrize("chunk_size, passes_per_product", [(150, 0), (149, 4)])

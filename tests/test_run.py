@@ -83,24 +83,23 @@ def test_combinations(returns, baseline, reduction, time_limit):
 
 
 @pytest.mark.parametrize("target_kl", [None, 0.1])
-def test_schedule_ends_at_the_total(target_kl):
-    """The last rollout goes beyond the total, the progress does not."""
+def test_schedule_by_the_start_of_the_batch(target_kl):
+    """The progress is that at the start of the batch: the last one goes beyond the total."""
     learning_rates = []
     model = make_model(learning_rate=recorded_schedule(learning_rates), target_kl=target_kl)
     learning_rates.clear()
     model.learn(50)
     assert model.num_timesteps == 60
-    assert learning_rates == pytest.approx([6e-3, 2e-3, 0.0])
-    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+    assert learning_rates == pytest.approx([1e-2, 6e-3, 2e-3])
     # On top of what there was
     learning_rates.clear()
     model.learn(50, reset_num_timesteps=False)
     assert model.num_timesteps == 120
-    assert learning_rates == pytest.approx([1e-2 * 30 / 110, 1e-2 * 10 / 110, 0.0])
+    assert learning_rates == pytest.approx([1e-2 * 50 / 110, 1e-2 * 30 / 110, 1e-2 * 10 / 110])
 
 
-@pytest.mark.parametrize("total_timesteps", [1, 50, 60])
-def test_linear_schedules(total_timesteps):
+@pytest.mark.parametrize("total_timesteps, progress", [(1, 1), (50, 1 / 5), (60, 1 / 3)])
+def test_linear_schedules(total_timesteps, progress):
     model = make_model(
         learning_rate=LinearSchedule(1e-2, 1e-4, 1.0),
         value_learning_rate=LinearSchedule(1e-3, 1e-5, 1.0),
@@ -108,13 +107,14 @@ def test_linear_schedules(total_timesteps):
         baseline="value",
     )
     model.learn(total_timesteps)
-    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
-    assert model.value_optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+    assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 + progress * 0.99e-2)
+    assert model.value_optimizer.param_groups[0]["lr"] == pytest.approx(1e-5 + progress * 0.99e-3)
 
 
 def test_target_kl_schedule():
-    """The target ends at zero, and so does the step."""
+    """Where the target is zero, so is the step."""
     model = make_model(target_kl=LinearSchedule(0.1, 0.0, 1.0)).learn(40)
+    model.target_kl = lambda progress: 0.0
     before = clone(model)
     model.learn(1)
     assert model._n_updates == 3
@@ -220,8 +220,9 @@ def test_train_and_eval_mode(baseline, share_features_extractor):
     assert len(seen) == 40
     # The second rollout comes after the first update, which comes after the twentieth step
     evaluation, update = {(False, False)}, {(False, False), (True, True)}
-    if baseline == "value" and share_features_extractor:
-        update.add((False, True))  # The critic is fitted to features that it does not change
+    if baseline == "value":
+        # In eval mode: the parameters of the critic are found, and it is fitted to features that it does not change
+        update.add((False, True))
     assert [modes for modes, _ in seen] == [evaluation] * 20 + [update] + [evaluation] * 19
     # Nothing but an update changes the statistics of batch norm
     for i, (_, state) in enumerate(seen):
