@@ -336,8 +336,8 @@ BAD_INPUT = [
     (("--jobs", "0"), "n_jobs=0 must be an integer in [1, "),
     (("--eval-episodes", "0"), "n_eval_episodes=0 must be an integer in [1, "),
     (("--backend", "dask"), "--backend dask needs the --address of a cluster"),
-    (("--gym-packages", "nowhere_at_all"), "--gym-packages nowhere_at_all: there is no such module"),
-    (("--gym-packages", "nowhere.at_all"), "--gym-packages nowhere.at_all: there is no such module"),
+    (("--gym-packages", "nowhere_at_all"), "--gym-packages: there is no module 'nowhere_at_all'"),
+    (("--gym-packages", "nowhere.at_all"), "--gym-packages: there is no module 'nowhere.at_all'"),
     (("--colour", "red"), "unrecognized arguments: --colour red"),
 ]
 
