@@ -241,7 +241,11 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             # The processes meet when their quotas are met, or when a callback stops one of them
             if is_stopped or quota.is_met:
                 counts = shared.meet(
-                    self.num_timesteps - met_at, rollout_buffer.n_steps, rollout_buffer.n_episodes, is_stopped
+                    self.num_timesteps - met_at,
+                    rollout_buffer.n_steps,
+                    rollout_buffer.n_episodes,
+                    last_step=n_steps if dones.all() else -1,
+                    is_stopped=is_stopped,
                 )
                 self.num_timesteps = met_at = met_at + counts.timesteps
                 if counts.is_stopped or counts.steps >= self.min_steps:
@@ -260,7 +264,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.logger.record("rollout/steps", counts.steps)
         self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
-        if dones.all():  # SB3's vectorized environments have started the next episode everywhere
+        if counts.are_all_done:  # SB3's vectorized environments have started the next episode everywhere
             self._last_obs, self._starts = new_obs, mark_starts(env)  # type: ignore[assignment]
 
         callback.update_locals(locals())

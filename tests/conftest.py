@@ -1,6 +1,10 @@
 import multiprocessing
+import os
 
 import pytest
+
+# Before PyTorch is imported, also by the processes that tests start: the number of threads changes the rounding
+os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest.register_assert_rewrite("tests.helpers", "tests.parallel_runs")
 

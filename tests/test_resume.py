@@ -187,7 +187,7 @@ def test_one_number_of_a_generator_makes_another_run(disturb, tmp_path):
     assert fingerprint(resumed) != expected
 
 
-RUN_LENGTH = 15_000
+RUN_LENGTH = 40_000
 
 
 def train_to_the_end(folder, is_ready):

@@ -69,9 +69,9 @@ def runs(tmp_path_factory):
     """Two runs, the second of which continues the first, but cannot change its policy; and what they have printed."""
     folder = tmp_path_factory.mktemp("runs")
     train = ("train", *AGENT, *BUDGET)
-    first = call_and_succeed(folder, *train, "--seed", "1", "--save-freq", "100", "-P", "-tb", "tb")
+    first = call_and_succeed(folder, *train, "--seed", "3", "--save-freq", "100", "-P", "-tb", "tb")
     agent = f"logs/{RUN}/{ENV_ID}.zip"
-    second = call_and_succeed(folder, *train, "--seed", "2", "--trained-agent", agent, "-params", "learning_rate:0.0")
+    second = call_and_succeed(folder, *train, "--seed", "5", "--trained-agent", agent, "-params", "learning_rate:0.0")
     return folder, first, second
 
 
@@ -155,7 +155,7 @@ def test_train(runs):
 
     assert yaml.unsafe_load((run_folder / ENV_ID / "config.yml").read_text()) == read_hyperparams("reinforce")[ENV_ID]
     arguments = yaml.unsafe_load((run_folder / ENV_ID / "args.yml").read_text())
-    assert (arguments["algo"], arguments["env"], arguments["seed"]) == ("reinforce", ENV_ID, 1)
+    assert (arguments["algo"], arguments["env"], arguments["seed"]) == ("reinforce", ENV_ID, 3)
     assert f" -m sb3_reinforce train {' '.join((*AGENT, *BUDGET))} " in (run_folder / ENV_ID / "command.txt").read_text()
 
     model = REINFORCE.load(run_folder / f"{ENV_ID}.zip")

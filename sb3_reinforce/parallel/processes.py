@@ -292,12 +292,14 @@ class Counts(NamedTuple):
     :param steps: Steps in the rollout buffers
     :param episodes: Episodes in the rollout buffers
     :param is_stopped: Whether a callback stops one of the processes
+    :param are_all_done: Whether the same step has ended an episode in every environment of every process
     """
 
     timesteps: int
     steps: int
     episodes: int
     is_stopped: bool
+    are_all_done: bool
 
 
 class SharedRollout:
@@ -313,18 +315,20 @@ class SharedRollout:
         #: Infos of the episodes of this process
         self.episode_infos: list[dict[str, Any]] = []
 
-    def meet(self, n_timesteps: int, n_steps: int, n_episodes: int, is_stopped: bool) -> Counts:
+    def meet(self, n_timesteps: int, n_steps: int, n_episodes: int, last_step: int, is_stopped: bool) -> Counts:
         """
         Wait for the other processes, at the end of a round of episodes or when a callback stops this one.
 
         :param n_timesteps: Time steps of this process since the last meeting
         :param n_steps: Steps in its rollout buffer
         :param n_episodes: Episodes in its rollout buffer
+        :param last_step: Number of its last step if this has ended an episode in each of its environments, -1 if it has not
         :param is_stopped: Whether a callback stops it
-        :return: The sums over the processes
+        :return: What all processes are to know
         """
-        timesteps, steps, episodes, stopped = all_sum([n_timesteps, n_steps, n_episodes, is_stopped]).astype(int).tolist()
-        return Counts(timesteps, steps, episodes, stopped > 0)
+        rows = by_rank([n_timesteps, n_steps, n_episodes, is_stopped, last_step]).astype(int)
+        timesteps, steps, episodes, stopped, _ = rows.sum(axis=0).tolist()
+        return Counts(timesteps, steps, episodes, stopped > 0, bool((rows[:, 4] == max(last_step, 0)).all()))
 
     def finish(self) -> list[dict[str, Any]]:
         """

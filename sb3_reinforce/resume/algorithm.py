@@ -59,18 +59,19 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
 
     def between_updates(self, callback: BaseCallback) -> None:
         """
-        Go on from a training state, if there is one, or else save one, where a callback wants it. The rollout then starts
-        from a reset: the state of environments that have started an episode is out of reach.
+        Go on from a training state, if there is one, or else save one, where a callback wants it. The rollouts of such a run
+        start from a reset: the state of environments that have started an episode is out of reach.
 
         :param callback: The callback that training calls
         """
+        savers = [child for child in all_callbacks(callback) if isinstance(child, TrainingStateCallback)]
         if self._state_to_restore is not None:
             restore(self, callback, self._state_to_restore)
+        else:
+            for saver in savers:
+                saver.on_update_end(callback)
+        if self._state_to_restore is not None or savers:
             self._state_to_restore = self._last_obs = None
-            return
-        savers = [child for child in all_callbacks(callback) if isinstance(child, TrainingStateCallback)]
-        if any([saver.on_update_end(callback) for saver in savers]):
-            self._last_obs = None
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_state_to_restore"]

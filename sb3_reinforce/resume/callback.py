@@ -13,7 +13,7 @@ class TrainingStateCallback(BaseCallback):
     Save the training state of ``REINFORCE`` between two updates, at the first opportunity after every ``save_freq`` time
     steps: ``PATH/NAME_PREFIX_N_steps.state``. ``REINFORCE.resume(path, env)`` goes on from there.
 
-    The environments are reset when a state has been saved, as they are when a run goes on from it.
+    With this callback every rollout starts from a reset, so that a run can be stopped after any update and resumed exactly.
 
     :param save_freq: Number of time steps between two states
     :param path: Folder to save to
@@ -64,22 +64,19 @@ class TrainingStateCallback(BaseCallback):
                 "from: those that it saves will take their place"
             )
 
-    def on_update_end(self, callback: BaseCallback) -> bool:
+    def on_update_end(self, callback: BaseCallback) -> None:
         """
         Save the training state, if it is time. The rollout calls this between two updates, after all callbacks know that a
         rollout begins.
 
         :param callback: The callback that training calls, which this one is part of
-        :return: Whether the state was saved
         """
         is_to_stop = bool(processes.all_max(self.is_to_stop))  # A signal can reach the processes in different updates
         self.is_to_stop = False  # Not in the state, nor in the next run
         # That of the model: this one's is of the last step, before the processes met
-        is_due = is_to_stop or self.model.num_timesteps - self.last_saved >= self.save_freq
-        if is_due:
+        if is_to_stop or self.model.num_timesteps - self.last_saved >= self.save_freq:
             self._save(callback)
         self.has_stopped = is_to_stop
-        return is_due
 
     def _on_step(self) -> bool:
         return not self.has_stopped
