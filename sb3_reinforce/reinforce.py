@@ -286,7 +286,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             self.gamma,
             returns=self.returns,
             baseline=self.baseline,
-            values=critic and critic.predict(chunks),
+            values=critic.predict(chunks) if critic else None,
             last_values=critic.predict_last(buffer) if critic and self.time_limit == "bootstrap" else None,
             gae_lambda=self.gae_lambda,
         )

@@ -208,7 +208,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         is_started = self._last_obs is not None and is_at(env, self._starts)
-        obs, self._last_obs = self._last_obs if is_started else env.reset(), None
+        obs: Any = self._last_obs if is_started else env.reset()
+        self._last_obs = None
 
         while True:
             # Sample actions. They are stored before the step, in which some environments overwrite the observations

@@ -31,5 +31,5 @@ def is_at(env: VecEnv, mark: list[Any] | None) -> bool:
     if mark is None or now is None or len(mark) != len(now):
         return False
     base = env.unwrapped
-    is_asked_for = any(seed is not None for seed in base._seeds) or any(base._options)  # type: ignore[attr-defined]
+    is_asked_for = any(seed is not None for seed in base._seeds) or any(base._options)
     return not is_asked_for and all(one is other for one, other in zip(mark, now, strict=True))
