@@ -151,7 +151,7 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
 
 class ReinforceCnnPolicy(ReinforcePolicy):
     """
-    :class:`ReinforcePolicy` for images.
+    A :class:`ReinforcePolicy` for images.
 
     :param features_extractor_class: Features extractor to use
     """
@@ -162,7 +162,7 @@ class ReinforceCnnPolicy(ReinforcePolicy):
 
 class ReinforceMultiInputPolicy(ReinforcePolicy):
     """
-    :class:`ReinforcePolicy` for dict observations.
+    A :class:`ReinforcePolicy` for dict observations.
 
     :param features_extractor_class: Features extractor to use
     """

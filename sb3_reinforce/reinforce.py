@@ -348,11 +348,4 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     ) -> SelfREINFORCE:
         if reset_num_timesteps and not self.is_resuming:  # The schedules start again too
             self._kl_learning_rate_factor = 1.0
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

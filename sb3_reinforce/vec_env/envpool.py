@@ -37,6 +37,8 @@ NOT_FROM_THE_ENVIRONMENT = {"elapsed_step", "env_id", "players"}
 
 def import_envpool() -> ModuleType:
     """
+    Import EnvPool.
+
     :return: The module ``envpool``, which takes a second to import
     :raises ImportError: If it is not installed
     """
@@ -135,6 +137,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def _make_pool_spec(self, env_kwargs: Settings) -> Any:
         """
+        Describe the pool.
+
         :param env_kwargs: Settings of the environment
         :return: EnvPool's description of the pool
         :raises ValueError: If there is no such environment or setting
@@ -189,6 +193,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def _make_pool(self) -> Any:
         """
+        Make the pool.
+
         :return: A pool with the seeds that were given, or else random ones
         """
         seeds = np.random.SeedSequence().generate_state(self.num_envs) if self._seeds[0] is None else self._seeds
@@ -221,6 +227,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
+        Send actions to the environments.
+
         :param actions: Actions of all environments, shape ``(n_envs, *action_shape)``
         :raises RuntimeError: If there was no reset
         :raises ValueError: If the shape is another
@@ -235,6 +243,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """
+        Wait for the outcome of the step.
+
         :return: Observations, shape ``(n_envs, *obs_shape)``; rewards and dones, shape ``(n_envs,)``; infos
         """
         obs, rewards, terminated, truncated, arrays = self._pool.recv()
@@ -315,6 +325,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
+        Look up an attribute of the environments.
+
         :param attr_name: ``"spec"``, ``"render_mode"``, ``"observation_space"`` or ``"action_space"``
         :param indices: Indices of environments
         :return: The attribute of each
@@ -334,6 +346,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
+        Tell whether the environments have a wrapper.
+
         :param wrapper_class: Wrapper to look for
         :param indices: Indices of environments
         :return: ``True`` for ``Monitor``, whose records are in the infos
@@ -342,6 +356,8 @@ class EnvPoolVecEnv(VecEnv):
 
     def _indices(self, indices: VecEnvIndices) -> list[int]:
         """
+        Resolve indices of environments.
+
         :raises IndexError: If there is no such environment
         """
         return [range(self.num_envs)[i] for i in self._get_indices(indices)]
