@@ -121,12 +121,12 @@ def weights(
     return factors
 
 
-def to_single_precision(arrays: dict[str, np.ndarray], rewards: np.ndarray) -> list[np.ndarray]:
+def to_single_precision(rewards: np.ndarray, **arrays: np.ndarray) -> list[np.ndarray]:
     """
     Convert arrays to single precision. All processes that share a batch have to call this.
 
-    :param arrays: Arrays by name, for the message
-    :param rewards: Rewards that they come from, for the message
+    :param rewards: Rewards that the arrays come from, for the message
+    :param arrays: Arrays by name
     :return: The arrays in single precision
     :raises ValueError: If a number is not finite, in any process
     """

@@ -95,18 +95,19 @@ class EpisodeRolloutBuffer(BaseBuffer):
         :param action: Actions as the policy sampled them, shape ``(n_envs, *action_shape)``
         :param env_indices: The environments whose step is stored, in ascending order, shape ``(n_stored,)``
         """
-        start, self.pos = self.pos, self.pos + len(env_indices)
+        n_stored = len(env_indices)
+        start, self.pos = self.pos, self.pos + n_stored
         if self.pos > self.buffer_size:
             self._grow()
         columns, rows = self._columns, slice(start, self.pos)
         self._last_step, self._stored = rows, env_indices
         columns["env_idx"][rows] = env_indices
-        if len(env_indices) < len(action):
+        if n_stored < len(action):
             obs = {key: array[env_indices] for key, array in obs.items()} if isinstance(obs, dict) else obs[env_indices]
             action = action[env_indices]
         for key in self._obs_keys:
             columns["obs", key][rows] = obs if key is None else obs[key]  # type: ignore[call-overload]
-        columns["action"][rows] = action.reshape(len(env_indices), -1)
+        columns["action"][rows] = action.reshape(n_stored, -1)
 
     def add_outcome(self, reward: np.ndarray, done: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
@@ -118,8 +119,9 @@ class EpisodeRolloutBuffer(BaseBuffer):
         """
         if len(self._stored) < len(reward):
             reward, done = reward[self._stored], done[self._stored]
-        self._columns["reward"][self._last_step] = reward
-        self._columns["done"][self._last_step] = done
+        columns, rows = self._columns, self._last_step
+        columns["reward"][rows] = reward
+        columns["done"][rows] = done
         if self.info_keywords:
             self._infos += [{key: infos[i][key] for key in self.info_keywords if key in infos[i]} for i in self._stored]
 

@@ -277,7 +277,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         :param critic: The critic, if the baseline is one
         :param chunks: The batch in parts
         :return: Numbers to log
-        :raises ValueError: If one of them is not finite in single precision
+        :raises ValueError: If one of the arrays is not finite in single precision
         """
         buffer = self.rollout_buffer
         estimate = compute_advantages(
@@ -294,12 +294,10 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         discount = self.gamma if self.discount_states else 1.0
         factors = weights(estimate, buffer.lengths, buffer.total_steps, self.normalize_advantage, discount)
         buffer.advantages, buffer.returns, buffer.targets = to_single_precision(
-            {
-                "the advantages": factors,
-                "the returns": estimate.advantages + estimate.baseline,
-                "the critic's targets": estimate.targets,
-            },
             buffer.rewards,
+            advantages=factors,
+            returns=estimate.advantages + estimate.baseline,
+            targets=estimate.targets,
         )
         return metrics
 

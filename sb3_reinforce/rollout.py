@@ -222,12 +222,12 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             # Step the environments
             clipped_actions = self._env_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
-            dones = np.asarray(dones).astype(bool, copy=False)
+            dones = np.asarray(dones, dtype=bool)
             self.num_timesteps += env.num_envs if step_only is None else len(quota.owing)
 
             # Give access to local variables
             callback.update_locals(locals())
-            is_stopped = not callback.on_step()
+            is_over = is_stopped = not callback.on_step()
 
             # Store the outcome. Most steps end no episode
             if not is_stopped:
@@ -236,11 +236,12 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
                 obs, n_steps = new_obs, n_steps + 1
                 if np.count_nonzero(dones):
                     shared.episode_infos += self._end_episodes(dones, infos, n_steps, rollout_buffer)
-                    if step_only is not None and not quota.is_met:
+                    is_over = quota.is_met
+                    if step_only is not None and not is_over:
                         step_only(quota.owing)
 
             # The processes meet when their quotas are met, or when a callback stops one of them
-            if is_stopped or quota.is_met:
+            if is_over:
                 counts = shared.meet(
                     self.num_timesteps - met_at,
                     rollout_buffer.n_steps,

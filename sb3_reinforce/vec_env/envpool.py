@@ -173,11 +173,7 @@ class EnvPoolVecEnv(VecEnv):
                 )
 
     def reset(self) -> np.ndarray:
-        """
-        Start a new episode in all environments.
-
-        :return: First observations, shape ``(n_envs, *obs_shape)``
-        """
+        """Start a new episode in all environments, and return the first observations, shape ``(n_envs, *obs_shape)``."""
         if self._is_waiting:
             self._pool.recv()
             self._is_waiting = False
@@ -192,11 +188,7 @@ class EnvPoolVecEnv(VecEnv):
         return self._obs
 
     def _make_pool(self) -> Any:
-        """
-        Make the pool.
-
-        :return: A pool with the seeds that were given, or else random ones
-        """
+        """Make a pool with the seeds that were given, or else with random ones."""
         seeds = np.random.SeedSequence().generate_state(self.num_envs) if self._seeds[0] is None else self._seeds
         # EnvPool's seeds are signed
         seed = np.array(seeds, dtype=np.int64).astype(np.int32).tolist()
@@ -242,11 +234,7 @@ class EnvPoolVecEnv(VecEnv):
         self._is_waiting = True
 
     def step_wait(self) -> VecEnvStepReturn:
-        """
-        Wait for the outcome of the step.
-
-        :return: Observations, shape ``(n_envs, *obs_shape)``; rewards and dones, shape ``(n_envs,)``; infos
-        """
+        """Wait for observations, shape ``(n_envs, *obs_shape)``, rewards and dones, shape ``(n_envs,)``, and infos."""
         obs, rewards, terminated, truncated, arrays = self._pool.recv()
         self._is_waiting = False
         obs = obs.astype(self.observation_space.dtype, copy=False)
@@ -355,9 +343,5 @@ class EnvPoolVecEnv(VecEnv):
         return [wrapper_class is Monitor for _ in self._indices(indices)]
 
     def _indices(self, indices: VecEnvIndices) -> list[int]:
-        """
-        Resolve indices of environments.
-
-        :raises IndexError: If there is no such environment
-        """
+        """Resolve indices of environments; an ``IndexError`` if there is no such environment."""
         return [range(self.num_envs)[i] for i in self._get_indices(indices)]
