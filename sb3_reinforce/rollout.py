@@ -1,6 +1,7 @@
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
@@ -208,6 +209,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         is_started = self._last_obs is not None and is_at(env, self._starts)
+        # Callbacks that were written for A2C read them. They are not computed in the rollout, hence NaN
+        values, log_probs = th.full((env.num_envs, 1), th.nan), th.full((env.num_envs,), th.nan)
         obs: Any = self._last_obs if is_started else env.reset()
         self._last_obs = None
 

@@ -78,6 +78,28 @@ def test_runs_that_save_states_reset_before_each_rollout(tmp_path):
     assert seen == [1, 2, 3, 4, 6, 7, 8, 0]
 
 
+def test_locals_of_a2c():
+    """What callbacks that were written for A2C read: unknown values are NaN, not zero and not missing."""
+    seen = []
+
+    class Read(BaseCallback):
+        def _on_step(self):
+            names = ("values", "log_probs", "rewards", "dones", "infos", "new_obs", "actions", "clipped_actions", "n_steps")
+            seen.append({name: self.locals[name] for name in names})
+            return True
+
+        def _on_rollout_end(self):
+            buffer = self.locals["rollout_buffer"]
+            assert np.isnan(buffer.advantages).all() and np.isnan(buffer.returns).all()
+
+    model = REINFORCE("MlpPolicy", DummyVecEnv([CountEnv] * 2), n_episodes=4, seed=0).learn(1, callback=Read())
+    for found in seen:
+        assert found["values"].shape == (2, 1) and found["values"].isnan().all()
+        assert found["log_probs"].shape == (2,) and found["log_probs"].isnan().all()
+        assert len(found["rewards"]) == len(found["infos"]) == len(found["actions"]) == 2
+    assert np.isfinite(model.rollout_buffer.advantages).all() and np.isfinite(model.rollout_buffer.returns).all()
+
+
 class SharedArray(VecEnvWrapper):
     """Write each observation into the same array."""
 
