@@ -11,6 +11,7 @@ from torch import nn
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.batch_policy import critic_parameters
 from tests.envs import SpacesEnv
+from tests.helpers import changed, clone, logged
 
 BOX = spaces.Box(-1, 1, (3,))
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
@@ -41,24 +42,16 @@ class A2CPolicy(ActorCriticPolicy):
         self.mlp_extractor = Net(self.features_dim)
 
 
-def copy_of(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def changed(module, before):
-    return {name for name, value in module.state_dict().items() if not th.equal(value, before[name])}
-
-
 @pytest.mark.parametrize("kwargs", [{}, {"baseline": "value"}, {"baseline": "value", "natural_gradient": True}])
 def test_policy_of_a2c(kwargs):
     """The critic's own layers are found: fitted with the critic, left alone without one."""
     model = REINFORCE(A2CPolicy, SpacesEnv(BOX, spaces.Discrete(3)), seed=0, n_episodes=4, **kwargs)
-    before = copy_of(model.policy)
+    before = clone(model)
     model.learn(1)
     of_actor = {f"{name}.{kind}" for name in ("mlp_extractor.common", "mlp_extractor.actor", "action_net") for kind in
                 ("weight", "bias")}  # fmt: skip
     of_critic = {f"{name}.{kind}" for name in ("mlp_extractor.judge", "value_net") for kind in ("weight", "bias")}
-    assert changed(model.policy, before) == of_actor | (of_critic if kwargs else set())
+    assert changed(model, before) == of_actor | (of_critic if kwargs else set())
     found = {id(parameter) for parameter in critic_parameters(model.policy)}
     assert {name for name, parameter in model.policy.named_parameters() if id(parameter) in found} == of_critic
 
@@ -87,9 +80,9 @@ def test_frozen_parameters_stay(frozen, natural_gradient):
         "MlpPolicy", SpacesEnv(BOX, spaces.Discrete(3)), seed=0, baseline="value", natural_gradient=natural_gradient
     )
     model.policy.get_submodule(frozen).requires_grad_(False)
-    before = copy_of(model.policy)
+    before = clone(model)
     model.learn(1)
-    assert changed(model.policy, before) == {name for name in before if not name.startswith(frozen)}
+    assert changed(model, before) == {name for name in before if not name.startswith(frozen)}
     # And so does what was frozen when the critic was made: it can be thawed later
     own = {id(parameter) for parameter in critic_parameters(model.policy)}
     assert own == {id(parameter) for parameter in model.critic.parameters}
@@ -99,10 +92,10 @@ def test_frozen_features_of_the_critic():
     kwargs = {"share_features_extractor": False}
     model = REINFORCE("CnnPolicy", SpacesEnv(IMAGE, BOX), seed=0, n_episodes=2, baseline="value", policy_kwargs=kwargs)
     model.policy.vf_features_extractor.requires_grad_(False)
-    before = copy_of(model.policy)
+    before = clone(model)
     model.learn(1)
     left = {name for name in before if name.startswith("vf_features_extractor")}
-    assert left and changed(model.policy, before) == before.keys() - left
+    assert left and changed(model, before) == before.keys() - left
 
 
 @pytest.mark.parametrize("attribute", ["policy", "state"])
@@ -117,9 +110,9 @@ def test_policy_in_the_place_of_another(attribute):
         model.policy = other.policy
     else:
         model.policy.load_state_dict(other.policy.state_dict())
-    before = copy_of(model.policy)
+    before = clone(model)
     model.learn(1)
-    assert changed(model.policy, before) == before.keys()
+    assert changed(model, before) == before.keys()
     held = {id(parameter) for group in model.value_optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in critic_parameters(model.policy)}
 
@@ -154,11 +147,11 @@ def test_natural_gradient_with_images(policy, kwargs, baseline):
         target_kl=0.01,
         policy_kwargs=kwargs,
     )
-    before = copy_of(model.policy)
+    before = clone(model)
     model.learn(1)
-    assert "features_extractor.cnn.0.weight" in changed(model.policy, before)
+    assert "features_extractor.cnn.0.weight" in changed(model, before)
     # The target is that of the quadratic approximation, which a whole network follows roughly
-    assert 0.002 < model.logger.name_to_value["train/approx_kl"] <= 2 * 0.01
+    assert 0.002 < logged(model)["train/approx_kl"] <= 2 * 0.01
 
 
 def test_natural_gradient_with_images_in_a_dict():
@@ -166,4 +159,4 @@ def test_natural_gradient_with_images_in_a_dict():
     model = REINFORCE("MultiInputPolicy", SpacesEnv(space, BOX), seed=0, n_episodes=4, natural_gradient=True, target_kl=0.01)
     model.learn(1)
     # The target is that of the quadratic approximation, which a whole network follows roughly
-    assert 0.002 < model.logger.name_to_value["train/approx_kl"] <= 2 * 0.01
+    assert 0.002 < logged(model)["train/approx_kl"] <= 2 * 0.01

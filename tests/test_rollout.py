@@ -12,20 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.resume import TrainingStateCallback
 from tests.envs import CountEnv, SpacesEnv
-
-
-class AtRolloutEnd(BaseCallback):
-    """Call a function with the rollout buffer at the end of each rollout."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def _on_step(self):
-        return True
-
-    def _on_rollout_end(self):
-        self.function(self.locals["rollout_buffer"])
+from tests.helpers import Batches, sample_with_pytorch
 
 
 class ListEnv(gym.Env):
@@ -62,7 +49,7 @@ def test_each_problem_of_a_list_is_learned_from(n_envs, lengths, tolerance):
         seen.update(int(episode.observations[0, 0]) for episode in buffer.episodes)
 
     env = DummyVecEnv([lambda: ListEnv(lengths)] * n_envs)
-    REINFORCE("MlpPolicy", env, n_episodes=8, seed=0).learn(3000, callback=AtRolloutEnd(count))
+    REINFORCE("MlpPolicy", env, n_episodes=8, seed=0).learn(3000, callback=Batches(count))
     assert len(seen) == 9 and sum(seen.values()) >= 450
     assert max(seen.values()) - min(seen.values()) <= tolerance
 
@@ -71,7 +58,7 @@ def test_runs_that_save_states_reset_before_each_rollout(tmp_path):
     """The start of an episode is out of reach of a training state, and a signal can have one saved after any update."""
     seen = []
     callbacks = [
-        AtRolloutEnd(lambda buffer: seen.extend(int(episode.observations[0, 0]) for episode in buffer.episodes)),
+        Batches(lambda buffer: seen.extend(int(episode.observations[0, 0]) for episode in buffer.episodes)),
         TrainingStateCallback(10_000, tmp_path),
     ]
     REINFORCE("MlpPolicy", DummyVecEnv([lambda: ListEnv([2])]), n_episodes=4, seed=0).learn(16, callback=callbacks)
@@ -118,7 +105,7 @@ def test_observations_may_be_overwritten_by_the_next_step():
         np.testing.assert_array_equal(buffer.observations.ravel(), np.tile(np.arange(5), 4))
 
     env = SharedArray(DummyVecEnv([CountEnv] * 2))
-    REINFORCE("MlpPolicy", env, n_episodes=4, seed=0).learn(50, callback=AtRolloutEnd(check))
+    REINFORCE("MlpPolicy", env, n_episodes=4, seed=0).learn(50, callback=Batches(check))
 
 
 class OtherDones(VecEnvWrapper):
@@ -143,7 +130,7 @@ def test_dones_of_other_types(kind):
     lengths = []
     env = OtherDones(DummyVecEnv([CountEnv] * 3), convert)
     model = REINFORCE("MlpPolicy", env, n_episodes=6, seed=0)
-    model.learn(40, callback=AtRolloutEnd(lambda buffer: lengths.extend(buffer.lengths)))
+    model.learn(40, callback=Batches(lambda buffer: lengths.extend(buffer.lengths)))
     assert set(lengths) == {5} and len(lengths) % 6 == 0
 
 
@@ -169,11 +156,11 @@ class Noise(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("device_sampler", ["numpy", "pytorch"])
-def test_noise_of_gsde_stays_for_an_episode(device_sampler, monkeypatch):
+@pytest.mark.parametrize("sampler", ["numpy", "pytorch"])
+def test_noise_of_gsde_stays_for_an_episode(sampler, monkeypatch):
     """Whatever the other environments do: each has one noise for each of its episodes, and another one for the next."""
-    if device_sampler == "pytorch":
-        monkeypatch.setattr("sb3_reinforce.sampler.is_plain", lambda policy: False)
+    if sampler == "pytorch":
+        sample_with_pytorch(monkeypatch)
     lengths = (3, 12)
     env = DummyVecEnv([lambda length=length: CountEnv(length) for length in lengths])
     callback = Noise()
