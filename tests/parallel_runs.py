@@ -181,6 +181,15 @@ def agreement(out):
             make_normalized_model(**kwargs).learn(1)
 
 
+def unlike_environments():
+    """Learn from three episodes of three environments, one in process 0 and two in process 1; four would be too many."""
+    model = make_model(make_vec_env("CartPole-v1", 1 + processes.rank(), seed=0), n_episodes=3).learn(1)
+    assert model.rollout_buffer.n_episodes == 1 + processes.rank() and model.rollout_buffer.total_episodes == 3
+    model.n_episodes = 2
+    with raises("n_episodes=2 must be at least the number of environments, 3"):
+        model.learn(1)
+
+
 def statistics():
     """Check that merged statistics are those of all that the processes have seen."""
     seen = np.random.default_rng(0).normal(3, 2, (processes.world_size() + 1, 50, 4)) * [1, 10, 100, 1e-3]

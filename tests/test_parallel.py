@@ -12,7 +12,7 @@ import pytest
 import torch as th
 
 from sb3_reinforce import REINFORCE
-from tests.parallel_runs import CASES, agreement, gradients, in_processes, learn_case, statistics
+from tests.parallel_runs import CASES, agreement, gradients, in_processes, learn_case, statistics, unlike_environments
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +51,11 @@ def test_gradients_are_those_of_one_process(n, of_one_process, tmp_path):
                 assert log[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6), (name, key)
         assert found[3] <= num_timesteps
         assert found[4] == n_episodes >= 18
+
+
+@pytest.mark.distributed
+def test_processes_with_unlike_numbers_of_environments():
+    in_processes(2, unlike_environments)
 
 
 @pytest.mark.distributed

@@ -539,3 +539,50 @@ def test_other_versions_of_packages(states, monkeypatch):
     monkeypatch.setattr("sb3_reinforce.checks.version", lambda name: "0.0")
     with pytest.warns(UserWarning, match="the numbers may differ from here on"):
         model.learn(200, callback=TrainingStateCallback(30, states[0].parent))
+
+
+def test_a_run_that_was_stopped_before_its_first_rollout(tmp_path):
+    undisturbed = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=1), seed=0)
+    undisturbed.learn(200, callback=TrainingStateCallback(1000, tmp_path / "undisturbed"))
+    callback = TrainingStateCallback(1000, tmp_path / "stopped")
+    callback.is_to_stop = True
+    REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=1), seed=0).learn(200, callback=callback)
+    assert [path.name for path in find_states(tmp_path / "stopped")] == ["training_0_steps.state"]
+    resumed = REINFORCE.resume(tmp_path / "stopped", env=make_vec_env("CartPole-v1"))
+    resumed.learn(200, callback=TrainingStateCallback(1000, tmp_path / "stopped"))
+    assert fingerprint(resumed) == fingerprint(undisturbed)
+    # A new run is still kept from mixing with an old one
+    with pytest.raises(ValueError, match="holds training states of another run"):
+        REINFORCE("MlpPolicy", make_vec_env("CartPole-v1")).learn(
+            200, callback=TrainingStateCallback(30, tmp_path / "stopped")
+        )
+
+
+class Remembers(BaseCallback):
+    """Remember something of every kind that a state can hold."""
+
+    memory = None
+
+    def _on_step(self):
+        if self.memory is None:
+            array = np.arange(3, dtype=np.int16)
+            self.memory = [(1, (2.5, "x")), [None, True], {"a": (1, 2), 3: [4]}, array, np.float32(0.5), 2**100]
+        return True
+
+
+def test_callbacks_get_back_what_they_remember(tmp_path):
+    callbacks = [Remembers(), TrainingStateCallback(10, tmp_path)]
+    REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), n_episodes=2, seed=0).learn(150, callback=callbacks)
+    again = Remembers()
+    model = REINFORCE.resume(tmp_path, env=make_vec_env("CartPole-v1"))
+    again._on_step = lambda: True  # Nothing new
+    model.learn(150, callback=[again, TrainingStateCallback(10, tmp_path)])
+    for found, expected in zip(again.memory, callbacks[0].memory, strict=True):
+        assert type(found) is type(expected)
+        assert repr(found) == repr(expected)
+
+
+def test_resume_without_an_environment(states):
+    model = REINFORCE.resume(states[0])
+    with pytest.raises(ValueError, match="There is no environment to learn from"):
+        model.learn(200)

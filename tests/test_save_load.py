@@ -1,9 +1,11 @@
+import inspect
 import io
 import pathlib
 
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.envs import (
     FakeImageEnv,
@@ -364,3 +366,21 @@ def test_policy_save_load_of_images_and_dicts(tmp_path, policy_class, env, polic
     action, _ = policy.predict(observation, deterministic=True)
     loaded_action, _ = loaded.predict(observation, deterministic=True)
     np.testing.assert_array_equal(loaded_action, action)
+
+
+@pytest.mark.parametrize("algorithm, name", [(PPO, "PPO"), (A2C, "A2C")])
+def test_model_of_another_algorithm(algorithm, name, tmp_path):
+    algorithm("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"must be an EpisodeRolloutBuffer: a saved model that has it is one of .*{name}"):
+        REINFORCE.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [("n_steps", "n_episodes"), ("batch_size", "value_batch_size"), ("n_epochs", "n_value_epochs"), ("vf_coef", "critic")],
+)
+def test_argument_of_another_algorithm(name, hint):
+    with pytest.raises(TypeError, match=f"REINFORCE has no argument '{name}': .*{hint}"):
+        REINFORCE("MlpPolicy", "CartPole-v1", **{name: 8})
+    # Whoever asks for the arguments gets those of REINFORCE
+    assert name not in inspect.signature(REINFORCE).parameters and "n_episodes" in inspect.signature(REINFORCE).parameters
