@@ -40,6 +40,12 @@ ESTIMATORS: tuple[Estimator, ...] = tuple(
 #: Passes of a critic that is fitted here
 N_VALUE_EPOCHS = 30
 
+#: What the report says of its columns
+EXPLANATION = """\
+variance: trace of the covariance between batches. SNR: squared norm of the expectation over that variance (blank: no signal
+can be told from the noise). cosine: between two independent batches. noise scale: number of episodes at which the SNR is 1.
+The estimates are those of the formula: normalize_advantage, reduction and gae_lambda of the model are left out."""
+
 COLUMNS = ("returns", "baseline", "n_episodes", "n_batches", "variance", "snr", "cosine", "noise_scale")
 
 
@@ -198,6 +204,25 @@ def make_env(model_path: Path | None, env_id: str, seed: int) -> VecEnv:
     return env
 
 
+def make_model(model_path: Path | None, env_id: str, seed: int) -> REINFORCE:
+    """
+    Load a model, or make a fresh one.
+
+    :param model_path: A saved ``REINFORCE``; ``None``: a fresh one
+    :param env_id: Id of the environment
+    :param seed: Seed
+    :return: The model, with its environment
+    :raises ValueError: If its batches would not have the number of episodes that is asked for
+    """
+    env = make_env(model_path, env_id, seed)
+    if model_path is None:
+        return REINFORCE("MlpPolicy", env, seed=seed)
+    model = REINFORCE.load(model_path, env=env, seed=seed)
+    if model.time_limit == "discard":
+        raise ValueError("time_limit='discard' leaves out episodes: the numbers per batch would not be those asked for")
+    return model
+
+
 def report(table: pd.DataFrame, title: str) -> str:
     """
     Write the report.
@@ -264,13 +289,7 @@ def gradients(
         check_number("batch_sizes", size, 2, n_episodes // 2, integer=True)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} must be a folder, or a path where one can be made")
-    env = make_env(model_path, env_id, seed)
-    if model_path is None:
-        model = REINFORCE("MlpPolicy", env, seed=seed)
-    else:
-        model = REINFORCE.load(model_path, env=env, seed=seed)
-    if model.time_limit == "discard":
-        raise ValueError("time_limit='discard' leaves out episodes: the numbers per batch would not be those asked for")
+    model = make_model(model_path, env_id, seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -290,9 +309,7 @@ def gradients(
 
 {n_episodes} episodes of {lengths.mean():.1f} steps on average, gamma {model.gamma:g}, seed {seed}.
 
-variance: trace of the covariance between batches. SNR: squared norm of the expectation over that variance (blank: no signal
-can be told from the noise). cosine: between two independent batches. noise scale: number of episodes at which the SNR is 1.
-The estimates are those of the formula: normalize_advantage, reduction and gae_lambda of the model are left out.
+{EXPLANATION}
 value: {"the critic of the model" if has_critic else f"a critic fitted to {n_episodes} other episodes before"}."""
     (out / "gradients.md").write_text(report(table, title))
     plot_gradients(table, out, env_id)
