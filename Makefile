@@ -59,4 +59,4 @@ format: $(TOOLS)  ## Sort imports and format
 commit-checks: lint type  ## What must pass before a commit, besides the tests
 
 clean:  ## Remove .venv and what tools leave behind
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .coverage .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
