@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.gradients import ESTIMATORS, batch_gradients, collect, fit_critic, gradients, measure, quality
+from sb3_reinforce.compare.plots import plot_gradients
 from tests.envs import CountEnv
 from tests.helpers import gradient_of
 from tests.test_dict_env import CELL, VECTOR
@@ -143,6 +144,13 @@ def test_solved_task():
         assert table.loc[estimator, "variance"] == 0
         assert np.isnan(table.loc[estimator, "snr"])
     assert table.loc[("reward_to_go", "none"), "variance"] > 0
+
+
+def test_picture_without_any_signal(tmp_path):
+    """Few episodes can leave all signal-to-noise ratios unknown, which no logarithmic axis can show."""
+    table = pd.DataFrame({"returns": ["episode"] * 2, "baseline": ["none"] * 2, "n_episodes": [2, 4], "variance": [0.0, 0.0]})
+    plot_gradients(table.assign(snr=np.nan, cosine=0.0, noise_scale=np.nan), tmp_path, "Nothing")
+    assert (tmp_path / "gradients.png").stat().st_size > 1000
 
 
 def test_baselines():

@@ -214,7 +214,7 @@ def plot_gradients(table: pd.DataFrame, folder: Path, title: str) -> None:
         axes.set_xticks(sorted(table["n_episodes"].unique()), [str(n) for n in sorted(table["n_episodes"].unique())])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        if key != "cosine":
+        if key != "cosine" and (table[key] > 0).any():  # No estimator need have a signal
             axes.set_yscale("log")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", title="Return, baseline")
     figure.suptitle(title)
