@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
 from sb3_reinforce.batch import Chunks, Episode, EpisodeRolloutBufferSamples
 from sb3_reinforce.parallel.processes import by_rank, on_first, rank
+from sb3_reinforce.returns import episode_starts
 
 
 class EpisodeRolloutBuffer(BaseBuffer):
@@ -215,7 +216,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
     def episode_starts(self) -> np.ndarray:
         """Whether a step of the batch is the first of its episode, shape ``(n_steps,)``."""
         starts = np.zeros(self.n_steps, dtype=bool)
-        starts[np.cumsum(self.lengths) - self.lengths] = True
+        starts[episode_starts(self.lengths)] = True
         return starts
 
     @property
@@ -270,10 +271,9 @@ class EpisodeRolloutBuffer(BaseBuffer):
         :return: Samples of shape ``(n_episodes, max_length, ...)``. Padding repeats the last step of the episode
         """
         assert self._order is not None, "finish() comes first"
-        ends = np.cumsum(self.lengths)
         for first in range(0, self.n_episodes, n_episodes or self.n_episodes):
             chosen = slice(first, first + (n_episodes or self.n_episodes))
-            starts, lengths = (ends - self.lengths)[chosen, None], self.lengths[chosen, None]
+            starts, lengths = episode_starts(self.lengths)[chosen, None], self.lengths[chosen, None]
             time = np.arange(lengths.max())
             samples = self._get_samples(starts + np.minimum(time, lengths - 1))
             yield samples._replace(mask=self.to_torch(time < lengths, copy=False))

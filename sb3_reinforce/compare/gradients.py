@@ -12,7 +12,6 @@ import pandas as pd
 import torch as th
 from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.func import functional_call, vjp, vmap
 
@@ -20,7 +19,7 @@ from sb3_reinforce.advantages import compute_advantages, weights
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 from sb3_reinforce.batch_policy import batch_policy
-from sb3_reinforce.checks import check_number
+from sb3_reinforce.checks import check_number, to_schedule
 from sb3_reinforce.compare.contenders import check_env
 from sb3_reinforce.compare.plots import plot_gradients
 from sb3_reinforce.reinforce import REINFORCE
@@ -87,7 +86,7 @@ def fit_critic(model: REINFORCE, n_episodes: int) -> None:
     collect(model, n_episodes)
     buffer = model.rollout_buffer
     buffer.targets = RETURNS["reward_to_go"](buffer.rewards, buffer.lengths, model.gamma).astype(np.float32)
-    model.critic.fit(buffer, N_VALUE_EPOCHS, model.value_batch_size, FloatSchedule(model.value_learning_rate)(1.0))
+    model.critic.fit(buffer, N_VALUE_EPOCHS, model.value_batch_size, to_schedule(model.value_learning_rate)(1.0))
 
 
 def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Estimator] = ESTIMATORS) -> Iterator[np.ndarray]:
