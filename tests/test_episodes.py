@@ -139,7 +139,11 @@ def test_padded_episodes(n_episodes):
         kept = np.concatenate([getattr(part, name)[part.mask].numpy() for part in parts])
         np.testing.assert_array_equal(kept, getattr(flat, name).numpy())
         padded, mask = getattr(parts[0], name), parts[0].mask
-        assert padded.shape[:2] == mask.shape and np.isfinite(padded.numpy()).all()
+        assert padded.shape[:2] == mask.shape
+        # Padding repeats the last step of the episode
+        for episode, kept in zip(padded.numpy(), mask.numpy(), strict=True):
+            assert (episode[~kept] == episode[kept][-1]).all()
+    assert all(part.mask.all() for part in parts) == (n_episodes is not None)
 
 
 def test_steps_are_known_until_the_next_rollout():
