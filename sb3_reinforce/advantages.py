@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.baselines import BASELINES, linear_features
 from sb3_reinforce.parallel.processes import all_max, all_sum, mean_and_var
 from sb3_reinforce.returns import RETURNS, episode_starts, generalized_advantage, timesteps
 
@@ -42,6 +42,7 @@ def compute_advantages(
     values: np.ndarray | None = None,
     last_values: np.ndarray | None = None,
     gae_lambda: float = 1.0,
+    observations: np.ndarray | None = None,
 ) -> Advantages:
     """
     Compute the factors ``R_it - b_it`` of the policy gradient. All processes that share a batch have to call this.
@@ -55,6 +56,7 @@ def compute_advantages(
     :param last_values: Value of the observation after the last step of each episode, zero where the episode terminated,
         shape ``(n_episodes,)``; ``None`` is zero for all
     :param gae_lambda: Factor of the lambda-return (``"value"`` only), 1 for Monte Carlo
+    :param observations: Flat observations (``"linear"`` only), shape ``(n_steps, n_numbers)``
     :return: Returns, baseline, advantages, targets of the critic
     """
     monte_carlo = RETURNS[returns](rewards, lengths, gamma, last_values)
@@ -67,8 +69,9 @@ def compute_advantages(
         targets = values + generalized_advantage(rewards, values, lengths, gamma, gae_lambda, last_values)
     else:
         horizon = int(all_max(lengths.max(initial=0)))
-        sums = all_sum(BASELINES[baseline].sums(monte_carlo, lengths, horizon))
-        b = BASELINES[baseline].values(monte_carlo, lengths, sums)
+        features = {} if observations is None else {"features": linear_features(observations, lengths)}
+        sums = all_sum(BASELINES[baseline].sums(monte_carlo, lengths, horizon, **features))
+        b = BASELINES[baseline].values(monte_carlo, lengths, sums, **features)
     advantages = (targets if gae_lambda < 1 else monte_carlo) - b
     return Advantages(monte_carlo, b, advantages, targets, *mean_and_var(advantages))
 
@@ -80,11 +83,11 @@ def describe(estimate: Advantages, lengths: np.ndarray, baseline: str | None) ->
     :param estimate: Result of :func:`compute_advantages`
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :param baseline: Name of the baseline
-    :return: Numbers by name: mean return of the episodes, standard deviation of the advantages, share of the variance
-        of the targets that the baseline explains
+    :return: Numbers by name: mean and standard deviation of the returns of the episodes, standard deviation of the
+        advantages, share of the variance of the targets that the baseline explains
     """
-    total, n_episodes = all_sum([estimate.returns[episode_starts(lengths)].sum(), len(lengths)])
-    found = {"return_mean": float(total / n_episodes), "advantage_std": math.sqrt(estimate.var)}
+    return_mean, return_var = mean_and_var(estimate.returns[episode_starts(lengths)])
+    found = {"return_mean": return_mean, "return_std": math.sqrt(return_var), "advantage_std": math.sqrt(estimate.var)}
     if baseline is not None:
         _, target_var = mean_and_var(estimate.targets)
         _, error_var = mean_and_var(estimate.targets - estimate.baseline)

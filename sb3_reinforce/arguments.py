@@ -17,20 +17,44 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "returns": tuple(RETURNS),
     "baseline": (None, *BASELINES, "value"),
     "reduction": ("episode", "step"),
-    "time_limit": ("terminal", "bootstrap", "discard"),
+    "time_limit": (None, "terminal", "bootstrap", "discard"),
 }
 
+#: Factor of the lambda-return where the critic can be used for it, and ``gae_lambda`` is not given.
+DEFAULT_GAE_LAMBDA = 0.97
+
+#: Baselines that are made for the reward-to-go.
+OF_REWARD_TO_GO = ("timestep", "linear", "value")
+
+#: Numbers of an observation that the linear baseline can do with: it solves for two weights of each, for every episode.
+MAX_LINEAR_NUMBERS = 1000
+
 #: Episodes that a baseline needs, where it needs more than one.
-MIN_N_EPISODES: dict[str | None, int] = {"leave_one_out": 2, "timestep": 2}
+MIN_N_EPISODES: dict[str | None, int] = {"leave_one_out": 2, "timestep": 2, "linear": 2}
 
 #: What takes the place of arguments of A2C and PPO.
 HINTS = {
-    "n_steps": "a batch is n_episodes whole episodes, and at least min_steps steps",
+    "min_steps": "target_steps makes batches of short episodes larger",
+    "n_steps": "a batch is n_episodes whole episodes, more where target_steps asks for it",
     "batch_size": "the policy takes one step per batch of n_episodes; the critic has value_batch_size",
     "n_epochs": "the policy takes one step per batch; the critic has n_value_epochs",
     "vf_coef": "the critic has an optimizer of its own, with value_learning_rate",
     "clip_range": "target_kl limits the step",
 }
+
+
+def resolve_gae_lambda(gae_lambda: float | None, returns: str, baseline: str | None) -> float:
+    """
+    Find the factor of the lambda-return.
+
+    :param gae_lambda: Argument ``gae_lambda``
+    :param returns: Name of the return
+    :param baseline: Name of the baseline
+    :return: The factor, 1 for Monte Carlo
+    """
+    if gae_lambda is not None:
+        return gae_lambda
+    return DEFAULT_GAE_LAMBDA if (returns, baseline) == ("reward_to_go", "value") else 1.0
 
 
 def check_arguments(model: Any) -> None:
@@ -43,11 +67,13 @@ def check_arguments(model: Any) -> None:
     check_spaces_and_buffer(model)
     for name, allowed in CHOICES.items():
         check_choice(name, getattr(model, name), allowed)
-    for name in ("gamma", "gae_lambda"):
-        check_number(name, getattr(model, name), 0, 1)
+    check_number("gamma", model.gamma, 0, 1)
+    if model.gae_lambda is not None:
+        check_number("gae_lambda", model.gae_lambda, 0, 1, or_else="None")
     for name in ("max_episode_steps", "n_value_epochs", "value_batch_size", "cg_max_steps"):
         check_number(name, getattr(model, name), 1, integer=True)
-    check_number("min_steps", model.min_steps, 0, integer=True)
+    if model.target_steps is not None:
+        check_number("target_steps", model.target_steps, 0, integer=True, or_else="None")
     check_number("cg_damping", model.cg_damping, 0)
     check_number("ent_coef", model.ent_coef, -math.inf)
     for name in ("learning_rate", "value_learning_rate"):
@@ -61,12 +87,16 @@ def check_arguments(model: Any) -> None:
         check_number(name, model.n_episodes, MIN_N_EPISODES.get(model.baseline, 1), integer=True, or_else="None")
     if model.time_limit == "bootstrap" and model.baseline != "value":
         raise ValueError(f"time_limit='bootstrap' needs the critic, baseline='value', not {model.baseline!r}")
-    if model.gae_lambda < 1 and (model.baseline != "value" or model.returns != "reward_to_go"):
+    if (
+        model.gae_lambda is not None
+        and model.gae_lambda < 1
+        and (model.baseline != "value" or model.returns != "reward_to_go")
+    ):
         raise ValueError(
             f"gae_lambda={model.gae_lambda} < 1 needs baseline='value' and returns='reward_to_go', "
             f"not {model.baseline!r} and {model.returns!r}"
         )
-    if model.returns != "reward_to_go" and model.baseline in ("timestep", "value"):
+    if model.returns != "reward_to_go" and model.baseline in OF_REWARD_TO_GO:
         warnings.warn(
             f"baseline={model.baseline!r} estimates the reward-to-go, not returns={model.returns!r}, which is the same at "
             "all times of an episode: baseline='leave_one_out' goes with it"
@@ -91,6 +121,13 @@ def check_spaces_and_buffer(model: Any) -> None:
     space = getattr(model, "action_space", None)  # Not without an environment
     if isinstance(space, spaces.MultiBinary | spaces.MultiDiscrete) and len(space.shape) > 1:
         raise ValueError(f"{space} has more than one dimension, which is not supported: flatten it")
+    if model.baseline == "linear" and hasattr(model, "observation_space"):
+        n_numbers = spaces.flatdim(model.observation_space)
+        if n_numbers > MAX_LINEAR_NUMBERS:
+            raise ValueError(
+                f"baseline='linear' takes observations of at most {MAX_LINEAR_NUMBERS} numbers, and these have {n_numbers}: "
+                "'value', 'timestep' and 'leave_one_out' take any"
+            )
     if np.any(getattr(space, "start", 0) != 0):
         raise ValueError(
             f"The actions of {space} do not start at 0, which is not supported: SB3's policies sample numbers from 0 on. "

@@ -9,12 +9,15 @@ A baseline needs ``sums`` over the episodes of the batch. Where several processe
 all processes and hands them in; by default the batch is what the function is given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from sb3_reinforce.returns import episode_starts, timesteps
+
+#: Strength of the ridge penalty of the linear baseline, in episodes
+RIDGE = 3.0
 
 
 def episode_sums(returns: np.ndarray, lengths: np.ndarray, horizon: int | None = None) -> np.ndarray:
@@ -31,15 +34,51 @@ def episode_sums(returns: np.ndarray, lengths: np.ndarray, horizon: int | None =
 
 def timestep_sums(returns: np.ndarray, lengths: np.ndarray, horizon: int | None = None) -> np.ndarray:
     """
-    Add up the returns of the episodes at each time: ``[sum_j R_j0, sum_j R_j1, ..., N]``.
+    Add up, at each time, the returns of the episodes that are not over, and count them: ``[sum_j R_j0, sum_j R_j1, ...]``
+    and ``[N_0, N_1, ...]``.
 
     :param returns: Returns, shape ``(n_steps,)``
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :param horizon: Length of the longest episode of all processes, ``None`` for that of these episodes
-    :return: Sums and number of episodes, shape ``(horizon + 1,)``
+    :return: Sums and numbers, shape ``(2, horizon)``
     """
-    sums = np.bincount(timesteps(lengths), weights=returns, minlength=horizon or 0)
-    return np.append(sums, len(lengths))
+    times = timesteps(lengths)
+    sums = np.bincount(times, weights=returns, minlength=horizon or 0)
+    return np.stack([sums, np.bincount(times, minlength=horizon or 0)])
+
+
+def linear_features(observations: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """
+    Make the features that the linear baseline is linear in: ``[1, s, s^2, t, t^2, t^3]`` for an observation ``s`` (as the
+    network gets it, flat) at time ``t``, in 100 steps.
+
+    Source: Duan et al., Benchmarking deep reinforcement learning for continuous control, ICML 2016, section 5.
+
+    :param observations: Observations, shape ``(n_steps, n_numbers)``
+    :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
+    :return: Features in double precision, shape ``(n_steps, 2 n_numbers + 4)``
+    """
+    observations = observations.astype(np.float64)
+    time = timesteps(lengths)[:, None] / 100
+    return np.hstack([np.ones_like(time), observations, observations**2, time, time**2, time**3])
+
+
+def _linear_moments(features: np.ndarray, returns: np.ndarray) -> np.ndarray:
+    return features.T @ np.column_stack([features, returns])
+
+
+def linear_sums(returns: np.ndarray, lengths: np.ndarray, horizon: int | None = None, *, features: np.ndarray) -> np.ndarray:
+    """
+    Add up what linear regression needs, ``sum_jt f_jt [f_jt, R_jt]``, and the number of episodes.
+
+    :param returns: Returns, shape ``(n_steps,)``
+    :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
+    :param horizon: Not used
+    :param features: Features ``f`` of each step, the first of which is 1, shape ``(n_steps, n_features)``
+    :return: The sums and, in a row of its own, the number, shape ``(n_features + 1, n_features + 1)``
+    """
+    moments = _linear_moments(features, returns)
+    return np.vstack([moments, np.full(moments.shape[1], len(lengths))])
 
 
 def mean(returns: np.ndarray, lengths: np.ndarray, sums: np.ndarray | None = None) -> np.ndarray:
@@ -78,10 +117,9 @@ def leave_one_out(returns: np.ndarray, lengths: np.ndarray, sums: np.ndarray | N
 
 def timestep(returns: np.ndarray, lengths: np.ndarray, sums: np.ndarray | None = None) -> np.ndarray:
     """
-    Compute the mean return of the *other* episodes at the same time, ``b_it = 1/(N - 1) sum_{j != i} R_jt``. An episode
-    that is over by then counts with what it still earns, ``R_jt = 0``: an episode that outlives the others is compared
-    with their end, not with nobody. Unbiased; needs two episodes. Made for the reward-to-go: returns that are the same at
-    all times want :func:`leave_one_out`.
+    Compute the mean return of the *other* episodes at the same time, ``b_it = 1/(N_t - 1) sum_{j != i} R_jt``, over the
+    ``N_t`` episodes that are not over; where all others are over, their mean return over all times. Unbiased; needs two
+    episodes. Made for the reward-to-go: returns that are the same at all times want :func:`leave_one_out`.
 
     Source: the time-dependent baseline of Greensmith et al., Variance reduction techniques for gradient estimates in
     reinforcement learning, JMLR 5, 2004, estimated from the other episodes.
@@ -91,17 +129,50 @@ def timestep(returns: np.ndarray, lengths: np.ndarray, sums: np.ndarray | None =
     :param sums: Result of :func:`timestep_sums`, over all processes
     :return: Baseline of each step, shape ``(n_steps,)``
     """
-    if sums is None:
-        sums = timestep_sums(returns, lengths)
-    return (sums[timesteps(lengths)] - returns) / (sums[-1] - 1)
+    sums = timestep_sums(returns, lengths) if sums is None else sums
+    total, n_running = sums[:, timesteps(lengths)] - np.stack([returns, np.ones_like(returns)])
+    own = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weights=returns)
+    at_all_times = (sums[0].sum() - own) / (sums[1].sum() - lengths)
+    return np.divide(total, n_running, out=np.repeat(at_all_times, lengths), where=n_running > 0)
+
+
+def linear(returns: np.ndarray, lengths: np.ndarray, sums: np.ndarray | None = None, *, features: np.ndarray) -> np.ndarray:
+    """
+    Predict the returns of each episode by ridge regression on the *other* episodes. Unbiased; needs two episodes. The
+    penalty of a weight is ``RIDGE / (N - 1)`` times the variance of its feature, whatever units features have; the mean of
+    the returns has none.
+
+    Source: the linear feature baseline of Duan et al., ICML 2016, fitted without the episode that it is for.
+
+    :param returns: Returns, shape ``(n_steps,)``
+    :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
+    :param sums: Result of :func:`linear_sums`, over all processes
+    :param features: Result of :func:`linear_features`, shape ``(n_steps, n_features)``
+    :return: Baseline of each step, shape ``(n_steps,)``
+    """
+    sums = linear_sums(returns, lengths, features=features) if sums is None else sums
+    moments, n_others = sums[:-1], sums[-1, 0] - 1
+
+    def predictions() -> Iterator[np.ndarray]:
+        for start, length in zip(episode_starts(lengths), lengths, strict=True):
+            own = features[start : start + length]
+            others = moments - _linear_moments(own, returns[start : start + length])
+            # Features that the others have not had, but for rounding, get no weight
+            squares = np.diag(others)
+            scale = np.sqrt(np.where(squares > 1e-9 * np.diag(moments), squares, np.inf))
+            system, right = others[:, :-1] / np.outer(scale, scale), others[:, -1] / scale
+            variances = np.clip(1 - system[0] ** 2, 0, 1)
+            yield own / scale @ np.linalg.solve(system + np.diag(RIDGE / n_others * variances + 1e-8), right)
+
+    return np.concatenate([np.zeros(0), *predictions()])
 
 
 class Baseline(NamedTuple):
     """
     A baseline and the sums that it needs.
 
-    :param sums: Function ``(returns, lengths, horizon) -> sums``
-    :param values: Function ``(returns, lengths, sums) -> baseline of each step``
+    :param sums: Function ``(returns, lengths, horizon) -> sums``; that of ``"linear"`` takes ``features``, too
+    :param values: Function ``(returns, lengths, sums) -> baseline of each step``, likewise
     """
 
     sums: Callable[..., np.ndarray]
@@ -113,4 +184,5 @@ BASELINES: dict[str, Baseline] = {
     "mean": Baseline(episode_sums, mean),
     "leave_one_out": Baseline(episode_sums, leave_one_out),
     "timestep": Baseline(timestep_sums, timestep),
+    "linear": Baseline(linear_sums, linear),
 }

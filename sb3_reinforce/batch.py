@@ -1,10 +1,12 @@
 """A batch of whole episodes: its steps, its episodes, its parts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import TensorDict
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ class EpisodeRolloutBufferSamples(NamedTuple):
     :param actions: Actions as the policy sampled them (before clipping), in the form that distributions take
     :param advantages: Factors of the gradients of the log-probabilities
     :param targets: Targets of the critic
+    :param halves: 1 for the steps of one half of the episodes, 0 for those of the other
     :param mask: Whether a step is one of the episode (padding is not), ``None`` where nothing is padded
     """
 
@@ -27,6 +30,7 @@ class EpisodeRolloutBufferSamples(NamedTuple):
     actions: th.Tensor | None = None
     advantages: th.Tensor | None = None
     targets: th.Tensor | None = None
+    halves: th.Tensor | None = None
     mask: th.Tensor | None = None
 
 
@@ -106,3 +110,19 @@ class Chunks:
 
     def __iter__(self) -> Iterator[EpisodeRolloutBufferSamples]:
         return self._buffer.get(self._size)
+
+
+def flat_observations(batches: Iterable[EpisodeRolloutBufferSamples], observation_space: spaces.Space) -> np.ndarray:
+    """
+    Lay the numbers of each observation end to end, as networks get them (discrete ones one-hot).
+
+    :param batches: Parts of a batch
+    :param observation_space: Observation space
+    :return: Observations, shape ``(n_steps, n_numbers)``
+    """
+    rows = [np.zeros((0, spaces.flatdim(observation_space)))]
+    for batch in batches:
+        observations = preprocess_obs(batch.observations, observation_space)
+        parts = observations.values() if isinstance(observations, dict) else [observations]
+        rows.append(np.hstack([part.flatten(start_dim=1).cpu().numpy() for part in parts]))
+    return np.concatenate(rows)

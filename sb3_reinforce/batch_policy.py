@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import torch as th
 from gymnasium.vector.utils import create_empty_array
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import Distribution, kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
@@ -67,6 +67,24 @@ def batch_policy(policy: ActorCriticPolicy) -> BatchPolicy:
     :return: The policy itself, or an adapter of it
     """
     return policy if hasattr(policy, "distribution") else Adapter(policy)  # type: ignore[return-value]
+
+
+def divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """
+    Compute the KL divergence between two distributions of actions.
+
+    :param old: Distribution of each step
+    :param new: Another one of the same kind
+    :return: ``KL(old || new)`` in nats, of each step or of each action of it
+    :raises NotImplementedError: If SB3 and PyTorch have no formula for it
+    """
+    try:
+        return kl_divergence(old, new)
+    except (AttributeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise NotImplementedError(
+            f"The KL divergence of {type(old).__name__} cannot be computed ({error!r}): natural_gradient=False with "
+            "target_kl=None does without it"
+        ) from error
 
 
 def critic_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:

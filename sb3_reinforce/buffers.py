@@ -22,7 +22,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
     apart. From there on ``observations``, ``actions``, ``rewards``, ``episode_starts`` and, after the update,
     ``advantages``, ``returns`` (of the estimator) and ``targets`` (of the critic), of shape ``(n_steps, ...)``, hold the
     episodes end to end. ``lengths`` and ``episodes``, of length ``n_episodes``, describe them in the same order.
-    ``total_episodes``, ``total_steps`` and ``max_length`` are those of all processes (:mod:`sb3_reinforce.parallel`).
+    ``total_episodes``, ``total_steps``, ``total_first_half`` (every other episode) and ``max_length`` are those of all
+    processes (:mod:`sb3_reinforce.parallel`).
 
     A callback sees the episodes one by one at the end of a rollout: ``for episode in rollout_buffer.episodes:
     episode.observations, episode.actions, episode.rewards, episode.terminal_observation, episode.infos``.
@@ -45,6 +46,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
     episodes: list[Episode]
     total_episodes: int
     total_steps: int
+    total_first_half: int
     max_length: int
 
     def __init__(
@@ -160,8 +162,10 @@ class EpisodeRolloutBuffer(BaseBuffer):
             self.episodes = [episode for episode in self.episodes if not episode.truncated]
         for episode, end, length in zip(self.episodes, np.cumsum(self.lengths), self.lengths, strict=True):
             episode._bind(self, slice(end - length, end))
-        counts = by_rank([self.n_episodes, self.n_steps, self.lengths.max(initial=0)]).astype(int)
-        self.total_episodes, self.total_steps, _ = counts.sum(axis=0)
+        is_first_half = np.arange(self.n_episodes) % 2 == 0
+        self._halves = np.repeat(is_first_half.astype(np.float32), self.lengths)
+        counts = by_rank([self.n_episodes, self.n_steps, self.lengths.max(initial=0), is_first_half.sum()]).astype(int)
+        self.total_episodes, self.total_steps, _, self.total_first_half = counts.sum(axis=0)
         self.max_length = counts[:, 2].max()
         self._first_step = counts[: rank(), 1].sum()
         self.rewards = self.column("reward", self._order)
@@ -290,6 +294,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
             actions=actions,
             advantages=self.to_torch(self.advantages[batch_inds], copy=False),
             targets=self.to_torch(self.targets[batch_inds], copy=False),
+            halves=self.to_torch(self._halves[batch_inds], copy=False),
         )
 
     def last_observation(self, episode: Episode) -> EpisodeRolloutBufferSamples:

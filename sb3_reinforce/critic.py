@@ -1,8 +1,8 @@
 """The critic: a value function with an optimizer of its own. Knows no SB3 algorithm, no logger and no environment."""
 
 import math
-from collections.abc import Iterable
-from copy import deepcopy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch as th
@@ -15,6 +15,11 @@ from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 from sb3_reinforce.batch_policy import batch_policy, critic_parameters
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.parallel.processes import all_sum_tensors, mean_and_var
+from sb3_reinforce.policies import OPTIMIZER_KWARGS
+from sb3_reinforce.snapshot import Snapshot
+
+#: Of the critic's Adam where those of the policy are not given: its targets change slowly
+VALUE_OPTIMIZER_KWARGS = {**OPTIMIZER_KWARGS, "betas": (0.9, 0.999)}
 
 
 class Critic:
@@ -32,21 +37,32 @@ class Critic:
         self.rms = rms
         self.normalize = normalize
         self.parameters = critic_parameters(policy)
+        is_default = policy.optimizer_kwargs == OPTIMIZER_KWARGS
         # A policy without a critic gets an optimizer too, so that every model is saved in the same form
         self.optimizer = policy.optimizer_class(
             self.parameters or [th.nn.Parameter(th.zeros(0))],
             lr=learning_rate,  # type: ignore[call-arg]
-            **policy.optimizer_kwargs,
+            **(VALUE_OPTIMIZER_KWARGS if is_default else policy.optimizer_kwargs),
         )
 
-    def _scale(self, rms: RunningMeanStd) -> tuple[float, float]:
+    def _scale(self) -> tuple[float, float]:
         """
         Find what turns the output of the network into returns.
 
-        :param rms: Statistics of the targets
         :return: Number to add, and number to multiply with first, in the unit of the returns
         """
-        return (float(rms.mean), float(np.sqrt(rms.var + 1e-8))) if self.normalize else (0.0, 1.0)
+        return (float(self.rms.mean), float(np.sqrt(self.rms.var + 1e-8))) if self.normalize else (0.0, 1.0)
+
+    @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """Make a context in which an error, or Ctrl-C, leaves the critic and its optimizer as they were."""
+        before, statistics = Snapshot(self.parameters, self.optimizer), vars(self.rms.copy())
+        try:
+            yield
+        except BaseException:
+            before.restore()
+            vars(self.rms).update(statistics)
+            raise
 
     def predict(self, batches: Iterable[EpisodeRolloutBufferSamples]) -> np.ndarray:
         """
@@ -58,7 +74,7 @@ class Critic:
         policy = batch_policy(self.policy)
         with th.no_grad():
             values = [policy.values(batch).cpu().numpy().astype(np.float64) for batch in batches]
-        mean, std = self._scale(self.rms)
+        mean, std = self._scale()
         # Another process can have all episodes that are left
         return mean + std * np.concatenate([np.zeros(0), *values])
 
@@ -84,15 +100,13 @@ class Critic:
         :param batch_size: Number of steps of a minibatch, over all processes
         :param learning_rate: Learning rate
         :return: Mean squared error of the last pass, in the squared unit of the returns
-        :raises ValueError: If the error is not finite; the critic is then the one from before
+        :raises ValueError: If the error is not finite
         """
         policy = batch_policy(self.policy)
-        rms = self.rms.copy()
         target_mean, target_var = mean_and_var(buffer.targets.astype(np.float64))
-        rms.update_from_moments(target_mean, target_var, buffer.total_steps)  # type: ignore[arg-type]
-        mean, std = self._scale(rms)
+        self.rms.update_from_moments(target_mean, target_var, buffer.total_steps)  # type: ignore[arg-type]
+        mean, std = self._scale()
         parameters = [parameter for parameter in self.parameters if parameter.requires_grad]
-        before = [parameter.detach().clone() for parameter in parameters], deepcopy(self.optimizer.state_dict())
         update_learning_rate(self.optimizer, learning_rate)
         # Features shared with the actor are not to change, not even the statistics of batch norm
         self.policy.features_extractor.train(not self.policy.share_features_extractor)
@@ -106,20 +120,11 @@ class Critic:
                 losses.append(float(total_loss))  # type: ignore[arg-type]
                 sizes.append(size)
                 if not math.isfinite(losses[-1]):
-                    self._restore(parameters, *before)
-                    raise ValueError(f"The loss of the critic is not finite ({losses[-1]}): it was not changed")
+                    raise ValueError(f"The loss of the critic is not finite ({losses[-1]})")
                 for parameter, gradient in zip(parameters, summed, strict=True):
                     parameter.grad = gradient
                 self.optimizer.step()
         # The optimizer of the policy, which holds these parameters too, is to leave them alone
         self.optimizer.zero_grad()
         self.policy.features_extractor.train()
-        vars(self.rms).update(vars(rms))
         return float(np.average(losses, weights=sizes)) * std**2
-
-    def _restore(self, parameters: list[th.nn.Parameter], values: list[th.Tensor], optimizer_state: dict) -> None:
-        self.optimizer.zero_grad()
-        with th.no_grad():
-            for parameter, value in zip(parameters, values, strict=True):
-                parameter.copy_(value)
-        self.optimizer.load_state_dict(optimizer_state)

@@ -26,6 +26,7 @@ class PolicyGradient(NamedTuple):
     :param loss: Policy loss ``-1/N sum w log pi``
     :param entropy_loss: Mean negative entropy of the steps, in nats
     :param std: Mean standard deviation of the steps, in the unit of the action; ``None`` for actions that are not continuous
+    :param signal: Estimated share of signal in the squared norm, ``None`` for a single episode or a gradient of zero
     """
 
     parameters: list[nn.Parameter]
@@ -34,12 +35,19 @@ class PolicyGradient(NamedTuple):
     loss: float
     entropy_loss: float
     std: float | None
+    signal: float | None
 
     @property
     def metrics(self) -> dict[str, float]:
         """Numbers to log."""
-        found = {"policy_loss": self.loss, "entropy_loss": self.entropy_loss, "grad_norm": self.norm}
-        return found if self.std is None else found | {"std": self.std}
+        found = {
+            "policy_loss": self.loss,
+            "entropy_loss": self.entropy_loss,
+            "grad_norm": self.norm,
+            "grad_signal": self.signal,
+            "std": self.std,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def is_zero(self) -> bool:
@@ -54,9 +62,15 @@ def policy_gradient(
     total_steps: int,
     ent_coef: float = 0.0,
     max_grad_norm: float | None = None,
+    first_half: float = 0.0,
 ) -> PolicyGradient:
     """
     Compute the gradient of the loss ``-1/count sum (w log pi + ent_coef * entropy)`` over the steps of all processes.
+
+    Two halves of the episodes give independent estimates ``g_1`` and ``g_2`` of its expectation ``G``: the mean of
+    ``g_1 . g_2`` is ``|G|^2``, and its share of the squared norm of the batch's gradient is the signal (McCandlish et al., An
+    empirical model of large-batch training, https://arxiv.org/abs/1812.06162). Whitening and baselines from the batch itself
+    tie the halves a little.
 
     :param policy: Policy
     :param batches: Parts of the batch, whose ``advantages`` are the factors ``w``
@@ -64,32 +78,41 @@ def policy_gradient(
     :param total_steps: Number of steps of all processes
     :param ent_coef: Entropy coefficient
     :param max_grad_norm: Norm to clip the gradient to, ``None`` for no clipping
+    :param first_half: Share of the episodes that is the first half, from which ``signal`` is estimated if it is not 0 or 1
     :return: The gradient, and numbers to log
     :raises ValueError: If the gradient is not finite
     """
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    gradient: list[th.Tensor | None] = [None] * len(parameters)
+    # That of the batch, and that of the first half of the episodes
+    gradients: list[list[th.Tensor | None]] = [[None] * len(parameters), [None] * len(parameters)]
     sums = [0.0, 0.0, 0.0, 0.0]
     for batch in batches:
         distribution = policy.distribution(batch)
-        assert batch.actions is not None and batch.advantages is not None
+        assert batch.actions is not None and batch.advantages is not None and batch.halves is not None
         log_prob = distribution.log_prob(batch.actions)
         entropy = distribution.entropy()
-        policy_loss = -(batch.advantages * log_prob).sum()
+        policy_loss = -batch.advantages * log_prob
         # Approximate entropy when no analytical form
-        entropy_loss = -(-log_prob if entropy is None else entropy).sum()
-        loss = policy_loss + ent_coef * entropy_loss if ent_coef else policy_loss
-        parts = th.autograd.grad(loss / count, parameters, allow_unused=True)
-        gradient = [part if total is None else total + part for total, part in zip(gradient, parts, strict=True)]
-        new = [policy_loss.item(), entropy_loss.item(), 0.0, 0.0]
+        entropy_loss = log_prob if entropy is None else -entropy
+        loss = (policy_loss + ent_coef * entropy_loss if ent_coef else policy_loss) / count
+        for i, part_loss in enumerate([loss.sum(), (loss * batch.halves).sum()]):
+            parts = th.autograd.grad(part_loss, parameters, allow_unused=True, retain_graph=i == 0)
+            gradients[i] = [part if old is None else old + part for old, part in zip(gradients[i], parts, strict=True)]
+        new = [policy_loss.sum().item(), entropy_loss.sum().item(), 0.0, 0.0]
         if isinstance(distribution, GAUSSIANS):
             stddev = distribution.distribution.stddev
             new[2:] = stddev.sum().item(), stddev.numel()
         sums = [total + part for total, part in zip(sums, new, strict=True)]
 
-    summed = all_sum_tensors(gradient, parameters)
-    found = [(parameter, part) for parameter, part in zip(parameters, summed, strict=True) if part is not None]
-    norm = nn.utils.get_total_norm([part for _, part in found])
+    summed = all_sum_tensors(gradients[0] + gradients[1], [*parameters, *parameters])
+    triples = zip(parameters, summed, summed[len(parameters) :], strict=False)
+    used = [(parameter, part, first) for parameter, part, first in triples if part is not None and first is not None]
+    norm = nn.utils.get_total_norm([part for _, part, _ in used])
+    signal = None
+    if 0 < first_half < 1 and norm > 0:
+        between = sum(float((first * (part - first)).sum()) for _, part, first in used)
+        signal = between / (first_half * (1 - first_half)) / float(norm) ** 2
+    found = [(parameter, part) for parameter, part, _ in used]
     if max_grad_norm is not None:
         factor = th.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
         found = [(parameter, part * factor) for parameter, part in found]
@@ -106,4 +129,5 @@ def policy_gradient(
         loss=loss_sum / count,
         entropy_loss=entropy_sum / total_steps,
         std=std_sum / std_count if std_count else None,
+        signal=signal,
     )

@@ -2,34 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from copy import copy, deepcopy
+from copy import copy
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.distributions import kl_divergence
 from torch import nn
 
 from sb3_reinforce.batch import Chunks
-from sb3_reinforce.batch_policy import BatchPolicy
+from sb3_reinforce.batch_policy import BatchPolicy, divergence
 from sb3_reinforce.parallel.processes import all_sum
+from sb3_reinforce.snapshot import Snapshot
 
 #: A step that is still too long after so many halvings is not made at all.
 MAX_HALVINGS = 20
 
 #: How far the KL target can take the learning rate from the given one.
 LEARNING_RATE_FACTORS = (1e-6, 1e3)
-
-
-def copy_state(state: dict[str, Any]) -> dict[str, Any]:
-    """
-    Copy what an optimizer remembers of a parameter.
-
-    :param state: State of the parameter
-    :return: A copy (``deepcopy`` takes ten times as long for tensors)
-    """
-    return {key: value.clone() if isinstance(value, th.Tensor) else deepcopy(value) for key, value in state.items()}
 
 
 class PolicyStep:
@@ -57,8 +47,7 @@ class PolicyStep:
         self._optimizer = optimizer
         self._chunks = chunks
         self._total_steps = total_steps
-        self._start = [parameter.detach().clone() for parameter in parameters]
-        self._optimizer_state = {parameter: copy_state(state) for parameter, state in optimizer.state.items()}
+        self._before = Snapshot(parameters, optimizer)
         self._old_distribution = None
         if len(chunks) == 1:
             with th.no_grad():
@@ -98,19 +87,14 @@ class PolicyStep:
 
     def undo(self) -> None:
         """Take the step back, with what the optimizer remembers of it."""
-        self._set_parameters(self._start)
-        self._optimizer.state.clear()
-        self._optimizer.state.update(self._optimizer_state)
-
-    def _set_parameters(self, values: Sequence[th.Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.data.copy_(value)
+        self._before.restore()
 
     def kl(self) -> float:
         """
         Measure the step.
 
         :return: Mean over the batch of ``KL(old || new)``, in nats; infinite if the new parameters make no distribution
+        :raises NotImplementedError: If there is no formula for it
         """
         old: Any = self._old_distribution
         after = [] if old else [parameter.detach().clone() for parameter in self._parameters]
@@ -119,10 +103,10 @@ class PolicyStep:
             with th.no_grad():
                 for batch in self._chunks:
                     if self._old_distribution is None:  # To keep it would take memory for the whole batch
-                        self._set_parameters(self._start)
+                        self._before.set_parameters(self._before.values)
                         old = copy(self._policy.distribution(batch))
-                        self._set_parameters(after)
-                    total += kl_divergence(old, self._policy.distribution(batch)).sum().item()
+                        self._before.set_parameters(after)
+                    total += divergence(old, self._policy.distribution(batch)).sum().item()
         except ValueError:  # PyTorch's word for parameters that are not those of a distribution
             total = math.inf
         return float(all_sum(total)) / self._total_steps
@@ -137,7 +121,7 @@ class PolicyStep:
         share = 1.0
         kl = self.kl()
         while not kl <= max_kl and share > 0.5**MAX_HALVINGS:  # NaN is too far as well
-            for parameter, start in zip(self._parameters, self._start, strict=True):
+            for parameter, start in zip(self._parameters, self._before.values, strict=True):
                 parameter.data.lerp_(start, 0.5)
             share /= 2
             kl = self.kl()

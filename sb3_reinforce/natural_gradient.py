@@ -5,11 +5,10 @@ from copy import copy
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.distributions import kl_divergence
 from torch import nn
 
 from sb3_reinforce.batch import Chunks
-from sb3_reinforce.batch_policy import BatchPolicy
+from sb3_reinforce.batch_policy import BatchPolicy, divergence
 from sb3_reinforce.parallel.processes import all_sum
 
 
@@ -36,7 +35,9 @@ def fisher_vector_product(
     :param chunks: The batch in parts
     :param total_steps: Number of steps of all processes
     :param damping: Multiple of the identity that is added to ``F``
-    :return: The function, of vectors of shape ``(n_parameters,)`` in double precision
+    :return: The function, of vectors of shape ``(n_parameters,)`` in double precision. It raises ``ValueError`` if a
+        product is not finite
+    :raises NotImplementedError: If there is no formula for the KL divergence of the policy
     """
 
     def kl_gradients() -> Iterator[th.Tensor]:
@@ -44,7 +45,7 @@ def fisher_vector_product(
             with th.no_grad():
                 # The policy has a single distribution object, which the next call changes
                 fixed = copy(policy.distribution(batch))
-            kl = kl_divergence(fixed, policy.distribution(batch)).sum()
+            kl = divergence(fixed, policy.distribution(batch)).sum()
             yield flatten(th.autograd.grad(kl, parameters, create_graph=True))
 
     # A single part keeps its graph from one product to the next
@@ -56,7 +57,13 @@ def fisher_vector_product(
         for kl_gradient in kl_gradients() if kept is None else kept:
             row = th.autograd.grad(kl_gradient @ direction, parameters, retain_graph=kept is not None)
             total += flatten(row).cpu().numpy()
-        return all_sum(total) / total_steps + damping * vector
+        result = all_sum(total) / total_steps + damping * vector
+        if not np.isfinite(result).all():
+            raise ValueError(
+                "A product with the Fisher matrix is not finite: no step was made. A standard deviation near zero, or "
+                "observations that are too large, are the usual reasons"
+            )
+        return result
 
     return product
 

@@ -39,14 +39,33 @@ class TwoTrunkExtractor(MlpExtractor):
         return th.cat([self.policy_net(features), self.std_net(features)], dim=1)
 
 
+#: Of the policy's Adam. Gradients of older policies are to fade quickly
+OPTIMIZER_KWARGS = {"betas": (0.5, 0.999), "eps": 1e-5, "fused": True}
+
+#: Initial standard deviation, as a share of half the range of the actions
+INITIAL_STD = 0.4
+
+
+def default_log_std(action_space: spaces.Space, use_sde: bool) -> float:
+    """
+    Find the logarithm of the initial standard deviation where it is not given.
+
+    :param action_space: Action space
+    :param use_sde: Whether gSDE is used, whose noise has another unit
+    :return: The logarithm
+    """
+    if use_sde or not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
+        return 0.0
+    return float(np.log(INITIAL_STD * np.mean((action_space.high - action_space.low) / 2)))
+
+
 class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
     """
     SB3's ``ActorCriticPolicy``, whose Gaussian can have a standard deviation that depends on the observation:
     ``std = softplus(head(latent)) + min_std``, the policy of Gymnasium's tutorial "Training using REINFORCE for Mujoco".
 
-    Arguments that are not listed are those of ``ActorCriticPolicy``; ``log_std_init`` also sets where a
-    state-dependent standard deviation starts. ``optimizer_kwargs`` are by default ``betas=(0.5, 0.999), eps=1e-5, fused=True``
-    for Adam: less momentum than usual, because every update has a policy of its own.
+    Arguments that are not listed are those of ``ActorCriticPolicy``. ``optimizer_kwargs`` are by default ``betas=(0.5, 0.999),
+    eps=1e-5, fused=True`` for Adam: less momentum than usual, because every update has a policy of its own.
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -56,6 +75,8 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
     :param std_net_arch: Number of units of each layer of a trunk of its own for the standard deviation;
         ``None``: it shares the trunk of the mean
     :param min_std: Floor of a state-dependent standard deviation, in the unit of the action
+    :param log_std_init: Logarithm of the initial standard deviation. ``None``: that of 0.4 times half the range of the actions
+        (a mean over their dimensions), so that few actions are clipped; 0 for unbounded actions and for gSDE, as in SB3
     :raises ValueError: If the standard deviation cannot depend on the observation, or an argument of it makes no sense
     """
 
@@ -67,17 +88,19 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
         state_dependent_std: bool = False,
         std_net_arch: list[int] | None = None,
         min_std: float = 1e-6,
+        log_std_init: float | None = None,
         **kwargs: Any,
     ):
         if isinstance(observation_space, spaces.Dict) and "features_extractor_class" not in kwargs:
             raise ValueError(f"You must use `MultiInputPolicy` with a dict observation space, not {type(self).__name__}")
         if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
-            # Gradients of older policies are to fade quickly
-            kwargs["optimizer_kwargs"] = dict(betas=(0.5, 0.999), eps=1e-5, fused=True)
+            kwargs["optimizer_kwargs"] = OPTIMIZER_KWARGS.copy()
+        if log_std_init is None:
+            log_std_init = default_log_std(action_space, kwargs.get("use_sde", False))
         self.state_dependent_std = state_dependent_std
         self.std_net_arch = std_net_arch
         self.min_std = min_std
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs)
 
     def _check_std_arguments(self) -> None:
         if self.state_dependent_std and not isinstance(self.action_dist, DiagGaussianDistribution):

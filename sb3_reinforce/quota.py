@@ -28,17 +28,9 @@ class EpisodeQuota:
     ):
         self.quotas = (n_episodes + first_env + np.arange(n_envs)) // (total_envs or n_envs)
         self.max_episode_steps = max_episode_steps
-        self.start_round(0)
-
-    def start_round(self, step: int) -> None:
-        """
-        Let all environments owe their whole quota, from an episode that begins now.
-
-        :param step: Number of steps since the start of the rollout
-        """
         self._remaining = self.quotas.copy()
-        self._starts = np.full(len(self.quotas), step)
-        self._next_check = step + self.max_episode_steps
+        self._starts = np.zeros(n_envs, dtype=int)
+        self._next_check = max_episode_steps
         self.owing = np.flatnonzero(self._remaining)
 
     @property

@@ -1,5 +1,6 @@
 import math
 import warnings
+from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -10,8 +11,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_reinforce.advantages import compute_advantages, describe, to_single_precision, weights
-from sb3_reinforce.arguments import HINTS, MIN_N_EPISODES, check_arguments
-from sb3_reinforce.batch import Chunks
+from sb3_reinforce.arguments import HINTS, MIN_N_EPISODES, check_arguments, resolve_gae_lambda
+from sb3_reinforce.batch import Chunks, flat_observations
 from sb3_reinforce.batch_policy import batch_policy
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.checks import evaluate, explain_unknown_arguments, to_schedule
@@ -21,11 +22,12 @@ from sb3_reinforce.line_search import PolicyStep, adapt_learning_rate
 from sb3_reinforce.natural_gradient import fisher_vector_product, natural_gradient
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
 from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm
+from sb3_reinforce.watch import Watch
 
 SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
 
 #: Long steps at first, short ones at the end, so that the final policy is not one long step away from a good one.
-DEFAULT_TARGET_KL = LinearSchedule(0.3, 0.002, 1.0)
+DEFAULT_TARGET_KL = LinearSchedule(0.05, 0.005, 1.0)
 
 
 class REINFORCE(EpisodicOnPolicyAlgorithm):
@@ -44,19 +46,21 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         ``target_kl``, it is where the learning rate starts.
     :param n_episodes: Number of complete episodes per update, over all environments (of all processes): environment ``i`` of
         ``n_envs`` gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
-    :param min_steps: Collect further rounds of ``n_episodes`` until there are this many steps. The gradient estimate is then
-        no longer exactly unbiased, as the number of episodes depends on their lengths.
+    :param target_steps: Collect more than ``n_episodes`` if so many steps take more episodes as long as those of the last
+        update: the same number from each environment. The number is known before the first episode begins, which keeps the
+        estimate unbiased. ``None``: 512 if ``n_episodes`` is not given, otherwise 0.
     :param max_episode_steps: Give up with an error on an episode that is longer than this: the environment has no time limit
         and does not end
     :param gamma: Discount factor
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator, with the learned baseline.
-        1 is Monte Carlo.
+        1 is Monte Carlo. ``None``: 0.97 with ``baseline="value"`` and ``returns="reward_to_go"``, otherwise 1.
     :param returns: The return ``R_it``: ``"reward_to_go"`` (discounted rewards from step t on), ``"episode"`` (discounted
         rewards of the whole episode) or ``"mean_reward_to_go"`` (mean over the episode of its rewards-to-go, biased). See
         :mod:`sb3_reinforce.returns`.
     :param baseline: The baseline ``b_it``: ``None``, ``"mean"`` (mean return of the episodes; shrinks the gradient by 1 -
         1/N), ``"leave_one_out"`` (mean return of the other episodes), ``"timestep"`` (mean return of the other episodes at the
-        same time, for the reward-to-go) or ``"value"`` (a learned critic). See :mod:`sb3_reinforce.baselines`.
+        same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes) or ``"value"`` (a learned
+        critic). See :mod:`sb3_reinforce.baselines`.
     :param normalize_advantage: Whether to normalize or not the advantage ``R - b``
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula; ``"step"``: mean
         over all steps, as in A2C
@@ -64,7 +68,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         https://arxiv.org/abs/1906.07073), instead of 1
     :param time_limit: What the end of an episode means if a time limit cut it off: ``"terminal"`` (no reward comes after it),
         ``"bootstrap"`` (the critic says what would have come; needs ``baseline="value"``) or ``"discard"`` (the episode counts
-        towards ``n_episodes``, but is not learned from). An episode that terminates on its last step has terminated.
+        towards ``n_episodes``, but is not learned from). ``None``: ``"bootstrap"`` with ``baseline="value"``, otherwise
+        ``"terminal"``. An episode that terminates on its last step has terminated.
     :param ent_coef: Entropy coefficient for the loss calculation, reduced over steps and episodes as the gradient is
     :param n_value_epochs: Number of passes of the critic over the batch, after the advantages are taken
     :param value_batch_size: Minibatch size of the critic, in steps
@@ -74,7 +79,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param max_grad_norm: The maximum value for the gradient clipping, ``None`` for no clipping
     :param target_kl: Limit the step by the KL divergence between the policy before and after it, measured on the batch: while
         it is over twice the target, the step is halved, and the learning rate follows the target from update to update. It can
-        be a function of the current progress remaining (default: from 0.3 to 0.002). ``None``: no limit.
+        be a function of the current progress remaining (default: from 0.05 to 0.005). ``None``: no limit.
     :param natural_gradient: Whether to step along the natural gradient ``x = F^-1 g`` (Kakade, A natural policy gradient,
         2001), ``F`` being the Fisher information of the policy, a mean over the steps of the batch, instead of taking ``g`` to
         the optimizer of the policy. With ``target_kl``, the length of the step makes it the divergence ``1/2 x^T F x``;
@@ -118,26 +123,26 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-2,
         n_episodes: int | None = None,
-        min_steps: int = 0,
+        target_steps: int | None = None,
         max_episode_steps: int = 100_000,
         gamma: float = 0.99,
-        gae_lambda: float = 1.0,
+        gae_lambda: float | None = None,
         returns: str = "reward_to_go",
-        baseline: str | None = "timestep",
+        baseline: str | None = "value",
         normalize_advantage: bool = True,
         reduction: str = "episode",
         discount_states: bool = False,
-        time_limit: str = "terminal",
+        time_limit: str | None = None,
         ent_coef: float = 0.0,
-        n_value_epochs: int = 5,
+        n_value_epochs: int = 10,
         value_batch_size: int = 256,
         value_learning_rate: float | Schedule = 1e-3,
         normalize_value: bool = True,
         max_grad_norm: float | None = None,
         target_kl: float | Schedule | None = DEFAULT_TARGET_KL,
-        natural_gradient: bool = False,
+        natural_gradient: bool = True,
         cg_max_steps: int = 15,
-        cg_damping: float = 0.1,
+        cg_damping: float = 0.01,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[EpisodeRolloutBuffer] | None = None,
@@ -155,7 +160,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             env,
             learning_rate=learning_rate,
             n_episodes=n_episodes,
-            min_steps=min_steps,
+            target_steps=target_steps,
             max_episode_steps=max_episode_steps,
             time_limit=time_limit,
             gamma=gamma,
@@ -205,6 +210,12 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         # Steps that go through the network at once, so that memory does not grow with the batch
         self._chunk_size = min(2**13, max(1, 2**22 // max(1, spaces.flatdim(self.observation_space))))
         self._critic: Critic | None = None
+        self._watch = Watch()
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether the critic says what would have come after the time limit that cut an episode off."""
+        return self.time_limit == "bootstrap" or (self.time_limit is None and self.baseline == "value")
 
     @property
     def critic(self) -> Critic:
@@ -222,7 +233,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         return self.critic.optimizer
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_critic"]
+        return [*super()._excluded_save_params(), "_critic", "_watch"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
@@ -232,8 +243,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         """
         Update the policy by one step along the policy gradient of the collected episodes, and fit the critic if there is one.
 
-        :raises ValueError: If an advantage, the critic's loss or the gradient is not finite; the parameters of the policy are
-            then those from before, apart from the critic's if it is the gradient
+        :raises ValueError: If an advantage, the critic's loss, the gradient or a product with the Fisher matrix is not finite;
+            the model is then as it was
         """
         buffer, policy = self.rollout_buffer, batch_policy(self.policy)
         critic = self.critic if self.baseline == "value" else None
@@ -252,19 +263,24 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
         # Critic, after the advantages are taken
         policy.set_training_mode(True)
-        if critic is not None:
-            learning_rate = evaluate("value_learning_rate", self.value_learning_rate, self._current_progress_remaining)
-            metrics["value_loss"] = critic.fit(buffer, self.n_value_epochs, self.value_batch_size, learning_rate)
+        with critic.restored_on_error() if critic else nullcontext():
+            if critic is not None:
+                learning_rate = evaluate("value_learning_rate", self.value_learning_rate, self._current_progress_remaining)
+                metrics["value_loss"] = critic.fit(buffer, self.n_value_epochs, self.value_batch_size, learning_rate)
 
-        # Gradient
-        count = buffer.total_episodes if self.reduction == "episode" else buffer.total_steps
-        gradient = policy_gradient(policy, chunks, count, buffer.total_steps, self.ent_coef, self.max_grad_norm)
-        metrics |= gradient.metrics
+            # Gradient
+            count = buffer.total_episodes if self.reduction == "episode" else buffer.total_steps
+            first_half = buffer.total_first_half / buffer.total_episodes
+            gradient = policy_gradient(
+                policy, chunks, count, buffer.total_steps, self.ent_coef, self.max_grad_norm, first_half
+            )
+            metrics |= gradient.metrics
 
-        # Step
-        policy.set_training_mode(False)
-        metrics |= self._step(gradient, chunks)
+            # Step
+            policy.set_training_mode(False)
+            metrics |= self._step(gradient, chunks)
 
+        self._watch.look(metrics, buffer.total_steps, not isinstance(self.action_space, spaces.Box))
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in metrics.items():
@@ -287,8 +303,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             returns=self.returns,
             baseline=self.baseline,
             values=critic.predict(chunks) if critic else None,
-            last_values=critic.predict_last(buffer) if critic and self.time_limit == "bootstrap" else None,
-            gae_lambda=self.gae_lambda,
+            last_values=critic.predict_last(buffer) if critic and self.bootstraps else None,
+            gae_lambda=resolve_gae_lambda(self.gae_lambda, self.returns, self.baseline),
+            observations=flat_observations(chunks, self.observation_space) if self.baseline == "linear" else None,
         )
         metrics = describe(estimate, buffer.lengths, self.baseline)
         discount = self.gamma if self.discount_states else 1.0
@@ -307,8 +324,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
         :param gradient: Gradient of the loss
         :param chunks: The batch in parts
-        :return: Numbers to log: mean KL divergence from the policy before to the policy after the step, in nats, and the
-            learning rate of the optimizer, or the length of the step along the natural gradient
+        :return: Numbers to log: mean KL divergence from the policy before to the policy after the step, in nats; the
+            learning rate of the optimizer, or the length of the step along the natural gradient; whether a step was made
         """
         policy, total_steps = batch_policy(self.policy), self.rollout_buffer.total_steps
         progress = self._current_progress_remaining
@@ -329,11 +346,14 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             else:
                 step.optimize(gradient.gradient, length)
             if target_kl is None:
-                return {name: length, "approx_kl": step.kl()}
+                try:
+                    return {name: length, "approx_kl": step.kl()}
+                except NotImplementedError:  # Nothing but the log asks for it
+                    return {name: length, "approx_kl": math.nan}
             approx_kl, share = step.backtrack(2 * target_kl)
         if not self.natural_gradient:
             self._kl_learning_rate_factor = adapt_learning_rate(self._kl_learning_rate_factor, approx_kl, target_kl, share)
-        return {name: length, "approx_kl": approx_kl}
+        return {name: length, "approx_kl": approx_kl, "is_line_search_success": float(share > 0)}
 
     def learn(
         self: SelfREINFORCE,

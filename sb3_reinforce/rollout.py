@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from sb3_reinforce.sampler import is_plain, make_sampler, reset_noise
 from sb3_reinforce.vec_env.normalize import running_statistics
 from sb3_reinforce.vec_env.starts import is_at, mark_starts
 
-#: Episodes per update where ``n_episodes`` is not given: one per environment, but not less than this.
-DEFAULT_N_EPISODES = 8
+#: Of a rollout, where ``n_episodes`` and ``target_steps`` are not given
+DEFAULT_N_EPISODES, DEFAULT_TARGET_STEPS = 8, 512
 
 #: Steps that a rollout buffer has room for at first.
 INITIAL_BUFFER_SIZE = 2048
@@ -35,8 +36,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
     them (:class:`~sb3_reinforce.quota.EpisodeQuota`).
 
     :param n_episodes: Number of episodes per rollout, over all environments (of all processes). ``None``: 8, or one per
-        environment if there are more.
-    :param min_steps: Repeat the quota until the rollout has this many steps, before any are discarded
+        environment if there are more
+    :param target_steps: Collect more episodes if so many steps take more, going by the last rollout. ``None``: 512 without
+        ``n_episodes``, otherwise 0
     :param max_episode_steps: Give up on an episode that is longer than this (it would never end)
     :param time_limit: ``"discard"`` leaves out the episodes that a time limit cut off
     :param kwargs: Arguments of ``OnPolicyAlgorithm``
@@ -46,6 +48,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
 
     #: Number of time steps at the start of the rollout
     _rollout_start = 0
+
+    #: Mean length of the episodes of the last rollout, in steps. Saved with the model
+    _mean_episode_length = math.inf
 
     #: Marks the starts of episodes at which the environments were left
     _starts: list[Any] | None = None
@@ -57,9 +62,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self,
         *args: Any,
         n_episodes: int | None,
-        min_steps: int,
+        target_steps: int | None,
         max_episode_steps: int,
-        time_limit: str,
+        time_limit: str | None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -76,7 +81,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
                 raise
             raise ValueError(str(error)) from error
         self.n_episodes = n_episodes
-        self.min_steps = min_steps
+        self.target_steps = target_steps
         self.max_episode_steps = max_episode_steps
         self.time_limit = time_limit
         if _init_setup_model:
@@ -88,6 +93,11 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         super()._setup_model()
         if self.verbose >= 1:
             print(f"Sampling actions with {'NumPy' if is_plain(self.policy) else 'PyTorch'}")
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether a critic judges the observations after episodes that a time limit cut off."""
+        return False
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "quota", "_starts"]
@@ -127,6 +137,11 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         first_env, total_envs = self.locate_envs(n_envs)
         self._check_n_envs(total_envs)
         n_episodes = self.n_episodes or max(DEFAULT_N_EPISODES, total_envs)
+        steps = (0 if self.n_episodes else DEFAULT_TARGET_STEPS) if self.target_steps is None else self.target_steps
+        # Known before the rollout, which keeps the estimate unbiased
+        wanted = math.ceil(steps / self._mean_episode_length)
+        if wanted > n_episodes:
+            n_episodes = math.ceil(wanted / total_envs) * total_envs
         return EpisodeQuota(n_episodes, n_envs, self.max_episode_steps, first_env, total_envs)
 
     def _env_actions(self, actions: np.ndarray) -> np.ndarray:
@@ -161,11 +176,11 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         for env_idx in finished:
             truncated = bool(infos[env_idx].get("TimeLimit.truncated", False))
             last = infos[env_idx].get("terminal_observation")
-            if last is None and truncated and self.time_limit == "bootstrap":
+            if last is None and truncated and self.bootstraps:
                 raise ValueError(
                     f"Environment {env_idx} gives no infos['terminal_observation'] for an episode that a time limit cut off, "
-                    "and time_limit='bootstrap' needs it. Let the vectorized environment give it (as SB3's do), or choose "
-                    "'terminal'"
+                    "and time_limit='bootstrap' (the default with baseline='value') needs it. Let the vectorized environment "
+                    "give it (as SB3's do), or choose time_limit='terminal'"
                 )
             rollout_buffer.end_episode(Episode(env_idx, truncated, last))
             self._update_info_buffer([infos[env_idx]], np.array([True]))
@@ -205,7 +220,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         step_only = None if statistics else getattr(env.unwrapped, "step_only", None)
         shared, sample = SharedRollout(statistics), make_sampler(self.policy, env.num_envs)
         self.quota = quota = self._make_quota(env.num_envs)
-        n_steps, met_at, self._rollout_start = 0, self.num_timesteps, self.num_timesteps
+        n_steps, self._rollout_start = 0, self.num_timesteps
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         is_started = self._last_obs is not None and is_at(env, self._starts)
@@ -243,24 +258,19 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
                     if step_only is not None and not is_over:
                         step_only(quota.owing)
 
-            # The processes meet when their quotas are met, or when a callback stops one of them
             if is_over:
-                counts = shared.meet(
-                    self.num_timesteps - met_at,
-                    rollout_buffer.n_steps,
-                    rollout_buffer.n_episodes,
-                    last_step=n_steps if dones.all() else -1,
-                    is_stopped=is_stopped,
-                )
-                self.num_timesteps = met_at = met_at + counts.timesteps
-                if counts.is_stopped or counts.steps >= self.min_steps:
-                    break
-                quota.start_round(n_steps)
-                if self.use_sde:
-                    self.policy.reset_noise(env.num_envs)
-                obs = env.reset()
+                break
             quota.check_lengths(n_steps)
 
+        # The processes meet when their quotas are met, or when a callback stops one of them
+        counts = shared.meet(
+            self.num_timesteps - self._rollout_start,
+            rollout_buffer.n_steps,
+            rollout_buffer.n_episodes,
+            last_step=n_steps if dones.all() else -1,
+            is_stopped=is_stopped,
+        )
+        self.num_timesteps = self._rollout_start + counts.timesteps
         infos_of_others = shared.finish()
         self._update_info_buffer(infos_of_others, np.ones(len(infos_of_others), dtype=bool))
         if counts.is_stopped:
@@ -268,6 +278,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.logger.record("rollout/episodes", counts.episodes)
         self.logger.record("rollout/steps", counts.steps)
         self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
+        self._mean_episode_length = counts.steps / counts.episodes
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
         if counts.are_all_done:  # SB3's vectorized environments have started the next episode everywhere
             self._last_obs, self._starts = new_obs, mark_starts(env)  # type: ignore[assignment]

@@ -13,18 +13,33 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.baselines import RIDGE
 from sb3_reinforce.batch import Episode
 from tests.envs import CountEnv
 
 # Models and environments
 
+#: The plain gradient, with Adam and without a critic. Whatever else a test is about, it asks for
+PLAIN = dict(
+    n_episodes=8,
+    gae_lambda=1.0,
+    baseline="timestep",
+    time_limit="terminal",
+    n_value_epochs=5,
+    target_kl=LinearSchedule(0.3, 0.002, 1.0),
+    natural_gradient=False,
+    cg_damping=0.1,
+)
+
 
 def make_model(env=None, policy="MlpPolicy", **kwargs):
-    """Make a model with a fixed seed that learns from four episodes of a ``CountEnv``, unless told otherwise."""
-    return REINFORCE(policy, CountEnv() if env is None else env, **{"n_episodes": 4, "seed": 0, "device": "cpu", **kwargs})
+    """Make a plain model with a fixed seed that learns from four episodes of a ``CountEnv``, unless told otherwise."""
+    kwargs = {**PLAIN, "n_episodes": 4, "seed": 0, "device": "cpu", **kwargs}
+    return REINFORCE(policy, CountEnv() if env is None else env, **kwargs)
 
 
 def count_envs(n_envs=1, **kwargs):
@@ -90,6 +105,27 @@ def assert_same(left, right):
 def raises(*parts):
     """Expect a ValueError whose message has these parts, in this order."""
     return pytest.raises(ValueError, match=".*".join(map(re.escape, parts)))
+
+
+# The linear baseline, by definition
+
+
+def linear_predictions(features, returns, own):
+    """
+    Predict the returns of one episode by least squares on the others. The penalty is one more row for each feature.
+
+    :param features: For each episode a matrix with one row per step
+    :param returns: For each episode its returns
+    :param own: Index of the episode
+    """
+    rest = np.concatenate([rows for e, rows in enumerate(features) if e != own])
+    wanted = np.concatenate([values for e, values in enumerate(returns) if e != own])
+    is_seen = (rest != 0).any(axis=0)
+    rest = rest[:, is_seen]
+    penalties = len(rest) * (RIDGE / (len(features) - 1) * rest.var(axis=0) + 1e-8 * (rest**2).mean(axis=0))
+    augmented = np.vstack([rest, np.diag(np.sqrt(penalties))])
+    solution, *_ = np.linalg.lstsq(augmented, np.append(wanted, np.zeros(len(penalties))), rcond=None)
+    return features[own][:, is_seen] @ solution
 
 
 # What a training run shows
@@ -232,4 +268,5 @@ def set_noise(sampler, noise):
 def hidden_state(model):
     """Return the learned numbers that no public attribute shows."""
     value_rms = model._value_rms
-    return model._kl_learning_rate_factor, float(value_rms.mean), float(value_rms.var), value_rms.count
+    of_critic = float(value_rms.mean), float(value_rms.var), value_rms.count
+    return model._kl_learning_rate_factor, model._mean_episode_length, *of_critic

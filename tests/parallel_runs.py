@@ -36,12 +36,16 @@ CASES = {
     "leave_one_out": dict(baseline="leave_one_out", reduction="step"),
     "timestep": dict(baseline="timestep", ent_coef=0.1, discount_states=True, max_grad_norm=0.5),
     "timestep, discarded": dict(baseline="timestep", time_limit="discard"),
-    # More steps than a process has, and less than all have
-    "min_steps": dict(baseline="timestep", min_steps=50),
+    "linear": dict(baseline="linear", reduction="step"),
+    "linear, discarded": dict(baseline="linear", time_limit="discard"),
+    # Nine episodes at first, then twice as many
+    "target_steps": dict(baseline="timestep", target_steps=150),
     "value": dict(baseline="value", gae_lambda=0.9, time_limit="bootstrap", n_value_epochs=2, value_batch_size=7),
     # A constant target: the progress depends on the surplus steps, and these on the number of processes
     "natural": dict(baseline="timestep", natural_gradient=True, target_kl=0.05),
     "natural, discarded": dict(baseline="timestep", natural_gradient=True, target_kl=0.05, time_limit="discard"),
+    # As by default, but for the damping: where it is small, conjugate gradients make more of rounding
+    "natural, value": dict(baseline="value", natural_gradient=True, target_kl=0.05, gae_lambda=None, time_limit=None),
     "value, discarded": dict(baseline="value", time_limit="discard", n_value_epochs=2, value_batch_size=64),
 }
 
@@ -85,7 +89,7 @@ def learn_case(kwargs):
     n_envs = N_ENVS // processes.world_size()
     first = processes.rank() * n_envs
     env = DummyVecEnv([lambda index=index: Monitor(Recorded(index)) for index in range(first, first + n_envs)])
-    model = make_model(env, seed=5, n_episodes=9, **kwargs)
+    model = make_model(env, **{"seed": 5, "n_episodes": 9, **kwargs})
     set_actions(model, lambda obs: np.sin(13 * obs.sum(axis=1, keepdims=True)).astype(np.float32))
     gradients, steps, logs = record_gradients(model), [], []
     for reset_num_timesteps in (True, False):

@@ -3,9 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import yaml
+from stable_baselines3.common.env_checker import check_env
 
+from benchmarks import tasks
 from benchmarks.plots import running_mean
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.archive import read_archive
@@ -48,7 +52,7 @@ def test_checkout_is_small():
 
 
 def test_kept_episodes_are_those_of_the_kept_reports():
-    archives = sorted(ROOT.glob("benchmarks/*/episodes.csv.xz"))
+    archives = sorted(ROOT.glob("benchmarks/**/episodes.csv.xz"))
     assert len(archives) >= 7
     for out in (path.parent for path in archives):
         comparison = read_json(out / "comparison.json")
@@ -57,3 +61,73 @@ def test_kept_episodes_are_those_of_the_kept_reports():
         assert runs.to_csv(index=False, float_format="%.7g") == (out / "runs.csv").read_text()
         found = read_json(out / "results.json")["statistics"]
         assert report(comparison, runs, found, comparison["versions"]) == (out / "report.md").read_text()
+
+
+def play(env, actions):
+    """Return the rewards of some actions, and how the last one ended the episode."""
+    rewards = []
+    for action in actions:
+        _, reward, terminated, _, _ = env.step(action)
+        rewards.append(reward)
+    return rewards, terminated
+
+
+@pytest.mark.parametrize("env_id", ["Bandit-v0", "Parity-v0", "Corridor-v0", "Salesman-v0", "FlatBlackjack-v1"])
+@pytest.mark.filterwarnings("ignore:.*(render|not within the observation space|symmetric|sparse|2-dimensional)")
+def test_task_is_an_environment(env_id):
+    check_env(gym.make(env_id), skip_render_check=True)
+
+
+def test_bandit():
+    env = tasks.Bandit()
+    assert env.means.argmax() == 6
+    env.reset(seed=0)
+    rewards = [env.step(2)[1] for _ in range(10_000)]
+    assert np.mean(rewards) == pytest.approx(env.means[2], abs=0.04)  # Four standard errors
+    assert np.std(rewards) == pytest.approx(1.0, abs=0.03)
+
+
+def test_parity():
+    env = tasks.Parity()
+    seen = set()
+    for seed in range(20):
+        observation, _ = env.reset(seed=seed)
+        right = int(observation[0] ^ observation[1])
+        seen.add(tuple(observation))
+        assert play(env, [right, right]) == ([0.0, 1.0], True)
+        env.reset(seed=seed)
+        assert play(env, [right, 1 - right]) == ([0.0, 0.0], True)
+        env.reset(seed=seed)
+        assert play(env, [1 - right, right]) == ([0.0, 0.0], True)
+    assert len(seen) == 4
+
+
+def test_corridor():
+    """Right, then left, as the second state has its actions reversed, then right."""
+    env = tasks.Corridor()
+    env.reset()
+    assert play(env, [1, 0, 1]) == ([-1.0] * 3, True)
+    env.reset()
+    assert play(env, [0, 0, 1, 1, 1, 0, 1]) == ([-1.0] * 7, True)
+    env.reset()
+    assert play(env, [1] * 50) == ([-1.0] * 50, False)
+
+
+def test_salesman():
+    env = tasks.Salesman()
+    assert env.shortest() == pytest.approx(3.151, abs=1e-3)
+    env.reset()
+    rewards, terminated = play(env, [3, 1, 5, 2, 4])
+    assert terminated and rewards == [0.0] * 4 + [-env.length([0, 3, 1, 5, 2, 4])]
+    env.reset()
+    assert play(env, [3, 1, 3]) == ([0.0, 0.0, -10.0], True)
+    env.reset()
+    assert play(env, [0]) == ([-10.0], True)
+
+
+def test_first_hour_is_the_bare_call():
+    entries = yaml.safe_load((ROOT / "benchmarks" / "first_hour.yml").read_text())
+    assert {name: keys for name, entry in entries.items() if (keys := entry.keys() - {"policy", "n_timesteps"})} == {
+        "Salesman-v0": {"gamma"}
+    }
+    assert all(env_id in gym.registry for env_id in entries)

@@ -11,7 +11,7 @@ from torch import nn
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.batch_policy import critic_parameters
 from tests.envs import SpacesEnv
-from tests.helpers import changed, clone, logged
+from tests.helpers import PLAIN, changed, clone, logged
 
 BOX = spaces.Box(-1, 1, (3,))
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
@@ -45,7 +45,7 @@ class A2CPolicy(ActorCriticPolicy):
 @pytest.mark.parametrize("kwargs", [{}, {"baseline": "value"}, {"baseline": "value", "natural_gradient": True}])
 def test_policy_of_a2c(kwargs):
     """The critic's own layers are found: fitted with the critic, left alone without one."""
-    model = REINFORCE(A2CPolicy, SpacesEnv(BOX, spaces.Discrete(3)), seed=0, n_episodes=4, **kwargs)
+    model = REINFORCE(A2CPolicy, SpacesEnv(BOX, spaces.Discrete(3)), **{**PLAIN, "seed": 0, "n_episodes": 4, **kwargs})
     before = clone(model)
     model.learn(1)
     of_actor = {f"{name}.{kind}" for name in ("mlp_extractor.common", "mlp_extractor.actor", "action_net") for kind in

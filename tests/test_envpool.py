@@ -362,16 +362,13 @@ def test_algorithms(algo, env_id):
 
 
 def test_environments_past_their_quota_are_left_alone():
-    model = REINFORCE("MlpPolicy", EnvPoolVecEnv(ENV_ID, 4, seed=100), n_episodes=5, min_steps=200, seed=100)
+    model = REINFORCE("MlpPolicy", EnvPoolVecEnv(ENV_ID, 4, seed=100), n_episodes=17, seed=100)
     for _ in range(3):
         before = model.num_timesteps
         model.learn(1, reset_num_timesteps=False)
         buffer = model.rollout_buffer
-        assert model.num_timesteps - before == buffer.n_steps == buffer.lengths.sum() >= 200
-        rounds = buffer.n_episodes // 5
-        assert [episode.env_idx for episode in buffer.episodes] == [0] * rounds + [1] * rounds + [2] * rounds + [
-            3
-        ] * 2 * rounds
+        assert model.num_timesteps - before == buffer.n_steps == buffer.lengths.sum()
+        assert [episode.env_idx for episode in buffer.episodes] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 5
 
 
 def test_environments_past_their_quota_do_not_repeat_themselves_in_the_statistics():
@@ -403,7 +400,8 @@ def test_vec_monitor(tmp_path):
     REINFORCE("MlpPolicy", env, seed=0, device="cpu").learn(200)
     env.close()
     assert '"env_id": "InvertedPendulum-v4"' in (tmp_path / "0.monitor.csv").read_text()
-    assert (load_results(str(tmp_path))["r"] > 3).all()
+    results = load_results(str(tmp_path))
+    assert len(results) > 5 and (results["r"] == results["l"]).all()  # It is one point per step
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce import REINFORCE
 from tests.envs import SpacesEnv
+from tests.helpers import PLAIN
 
 LENGTHS = (3, 5)
 
@@ -68,7 +69,7 @@ def learn(observation_space, action_space, callback, **kwargs):
 
     policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
     env = DummyVecEnv([make(length) for length in LENGTHS])
-    return REINFORCE(policy, env, n_episodes=5, seed=0, **kwargs).learn(60, callback=callback)
+    return REINFORCE(policy, env, **{**PLAIN, "n_episodes": 5, "seed": 0, **kwargs}).learn(60, callback=callback)
 
 
 @pytest.mark.parametrize(

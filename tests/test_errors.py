@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from sb3_reinforce import REINFORCE, MlpPolicy
 from tests.envs import CountEnv, Poison, SpacesEnv, TracingEnv
-from tests.helpers import assert_same, changed, clone, critic_names, logged, make_model, raises, set_chunk_size, weights
+from tests.helpers import assert_same, hidden_state, logged, make_model, raises, set_chunk_size, weights
 
 BOX = spaces.Box(-1, 1, (2,))
 DICT = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(2))
@@ -26,14 +26,21 @@ def kwargs_only(x):
     "kwargs, message",
     [
         (dict(returns="sum"), ("returns='sum'", "one of 'reward_to_go', 'episode', 'mean_reward_to_go'")),
-        (dict(baseline="critic"), ("baseline='critic'", "one of None, 'mean', 'leave_one_out', 'timestep', 'value'")),
-        (dict(time_limit="ignore"), ("time_limit='ignore'", "one of 'terminal', 'bootstrap', 'discard'")),
+        (
+            dict(baseline="critic"),
+            ("baseline='critic'", "one of None, 'mean', 'leave_one_out', 'timestep', 'linear', 'value'"),
+        ),
+        (dict(time_limit="ignore"), ("time_limit='ignore'", "one of None, 'terminal', 'bootstrap', 'discard'")),
         (dict(reduction="sum"), ("reduction='sum'", "one of 'episode', 'step'")),
         *((dict(n_episodes=x), (f"n_episodes={x!r}", "an integer in [1, inf), or None")) for x in (0, -1, 2.5, "8", NAN)),
         (dict(n_episodes=1, baseline="leave_one_out"), ("'leave_one_out'", "n_episodes=1", "in [2, inf)")),
         (dict(n_episodes=1, baseline="timestep"), ("'timestep'", "n_episodes=1", "in [2, inf)")),
+        (dict(n_episodes=1, baseline="linear"), ("'linear'", "n_episodes=1", "in [2, inf)")),
         *((dict(gamma=x), (f"gamma={x!r}", "a number in [0, 1]")) for x in (-0.1, 1.1, NAN, "0.9", None)),
-        *((dict(gae_lambda=x, baseline="value"), (f"gae_lambda={x}", "a number in [0, 1]")) for x in (-0.1, 1.1, NAN)),
+        *(
+            (dict(gae_lambda=x, baseline="value"), (f"gae_lambda={x}", "a number in [0, 1], or None"))
+            for x in (-0.1, 1.1, NAN)
+        ),
         (dict(time_limit="bootstrap"), ("time_limit='bootstrap'", "baseline='value'", "not 'timestep'")),
         (dict(time_limit="bootstrap", baseline=None), ("time_limit='bootstrap'", "baseline='value'", "not None")),
         (dict(gae_lambda=0.9), ("gae_lambda=0.9", "baseline='value'", "not 'timestep'")),
@@ -50,7 +57,7 @@ def kwargs_only(x):
         *((dict(value_batch_size=x), (f"value_batch_size={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
         *((dict(cg_max_steps=x), (f"cg_max_steps={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
         *((dict(cg_damping=x), (f"cg_damping={x!r}", "a number in [0, inf)")) for x in (-0.1, NAN, None)),
-        *((dict(min_steps=x), (f"min_steps={x!r}", "an integer in [0, inf)")) for x in (-1, 1.5, None)),
+        *((dict(target_steps=x), (f"target_steps={x!r}", "an integer in [0, inf), or None")) for x in (-1, 1.5, "8", True)),
         *((dict(max_episode_steps=x), (f"max_episode_steps={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
         (dict(n_episodes=True), ("n_episodes=True", "an integer in [1, inf), or None")),
         (dict(rollout_buffer_class="x"), ("rollout_buffer_class='x'", "EpisodeRolloutBuffer")),
@@ -74,7 +81,7 @@ def test_numbers_and_schedules(name, value):
     "policy_kwargs, message",
     [
         *((dict(state_dependent_std=True, min_std=x), (f"min_std={x!r}", "above 0")) for x in (0, -1.0, NAN, "0.1", None)),
-        (dict(state_dependent_std=True, min_std=1.0), ("min_std=1.0", "below the initial standard deviation", "=1")),
+        (dict(state_dependent_std=True, min_std=1.0), ("min_std=1.0", "below the initial standard deviation", "=0.4")),
         (dict(state_dependent_std=True, min_std=0.2, log_std_init=-2), ("min_std=0.2", "exp(log_std_init)=0.135")),
         (dict(state_dependent_std=True, std_net_arch=[]), ("std_net_arch=[]", "at least one layer")),
         (dict(state_dependent_std=True, std_net_arch=64), ("std_net_arch=64", "at least one layer")),
@@ -263,14 +270,13 @@ def test_returns_overflow(kwargs):
 @pytest.mark.parametrize("baseline", ["timestep", "value"])
 def test_policy_gradient_is_not_finite(value, max_grad_norm, baseline):
     model = make_model(max_grad_norm=max_grad_norm, baseline=baseline).learn(1)
-    before = learned_state(model) if baseline != "value" else clone(model)
+    before, hidden_before = learned_state(model), hidden_state(model)
     handle = model.policy.action_net.weight.register_hook(lambda grad: th.full_like(grad, value))
     with raises("policy gradient is not finite", "no step was made"):
-        model.learn(1)
-    if baseline == "value":  # The critic is fitted before the gradient is taken
-        assert changed(model, before) == critic_names(model)
-    else:
-        assert_same(learned_state(model), before)
+        model.learn(1, reset_num_timesteps=False)
+    # The critic is fitted before the gradient is taken
+    assert_same(learned_state(model), before)
+    assert hidden_state(model) == hidden_before
     handle.remove()
     assert model.learn(1)._n_updates == 2
     assert weights(model).isfinite().all()

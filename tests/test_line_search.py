@@ -8,19 +8,21 @@ from gymnasium import spaces
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.line_search import PolicyStep, adapt_learning_rate
 from tests.envs import SpacesEnv
+from tests.helpers import PLAIN, hidden_state
 
 
 def make_model(**kwargs):
-    return REINFORCE("MlpPolicy", SpacesEnv(spaces.Box(-1, 1, (3,)), spaces.Discrete(3)), seed=0, n_episodes=4, **kwargs)
+    kwargs = {**PLAIN, "seed": 0, "n_episodes": 4, **kwargs}
+    return REINFORCE("MlpPolicy", SpacesEnv(spaces.Box(-1, 1, (3,)), spaces.Discrete(3)), **kwargs)
 
 
 def state_of(model):
-    """Return copies of the parameters and of all that the optimizer of the policy remembers."""
-    optimizer = model.policy.optimizer.state_dict()["state"]
-    return {
-        **{name: value.clone() for name, value in model.policy.state_dict().items()},
-        **{(i, key): th.as_tensor(value).clone() for i, state in optimizer.items() for key, value in state.items()},
-    }
+    """Return copies of the parameters, of all that the optimizers remember, and of the statistics of the critic."""
+    found = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    for name, optimizer in (("policy", model.policy.optimizer), ("critic", model.value_optimizer)):
+        for i, state in optimizer.state_dict()["state"].items():
+            found |= {(name, i, key): th.as_tensor(value).clone() for key, value in state.items()}
+    return found | {"statistics": th.tensor(hidden_state(model)[-3:], dtype=th.float64)}
 
 
 def assert_equal(left, right):
@@ -30,9 +32,10 @@ def assert_equal(left, right):
 
 
 @pytest.mark.parametrize("natural_gradient", [False, True])
-def test_interrupted_step_leaves_nothing(natural_gradient, monkeypatch):
-    """After Ctrl-C within a step, the parameters and the optimizer are those from before: RL Zoo saves them then."""
-    model = make_model(natural_gradient=natural_gradient).learn(1)
+@pytest.mark.parametrize("baseline", ["timestep", "value"])
+def test_interrupted_step_leaves_nothing(natural_gradient, baseline, monkeypatch):
+    """After Ctrl-C within a step, the model is that from before, with its critic: RL Zoo saves it then."""
+    model = make_model(natural_gradient=natural_gradient, baseline=baseline).learn(1)
     before = state_of(model)
 
     def interrupt(*_):

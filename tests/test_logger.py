@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
@@ -28,7 +29,10 @@ KEYS = {
     "rollout/ep_len_mean",
     "train/approx_kl",
     "train/grad_norm",
+    "train/grad_signal",
+    "train/is_line_search_success",
     "train/return_mean",
+    "train/return_std",
     "train/advantage_std",
     "train/entropy_loss",
     "train/policy_loss",
@@ -44,7 +48,7 @@ KEYS = {
 def unequal_model(env=None, **kwargs):
     """Make a model that learns from two episodes of each of three environments, whose episodes have unequal lengths."""
     env = env or DummyVecEnv([lambda length=length: Monitor(CountEnv(length)) for length in LENGTHS])
-    return make_model(env, n_episodes=6, **kwargs)
+    return make_model(env, **{"n_episodes": 6, **kwargs})
 
 
 class Logs(BaseCallback):
@@ -95,6 +99,7 @@ def read_json(path):
         (dict(baseline="mean"), {"train/explained_variance", "train/std"}),
         (dict(baseline="leave_one_out"), {"train/explained_variance", "train/std"}),
         (dict(baseline="timestep"), {"train/explained_variance", "train/std"}),
+        (dict(baseline="linear"), {"train/explained_variance", "train/std"}),
         (dict(baseline="value"), {"train/explained_variance", "train/std", "train/value_loss"}),
         (dict(baseline=None, use_sde=True), {"train/std"}),
         (dict(baseline=None, policy_kwargs=dict(state_dependent_std=True)), {"train/std"}),
@@ -160,14 +165,14 @@ def test_steps_add_up():
     assert [log["train/n_updates"] for log in logs] == [1, 2]
 
 
-def test_steps_add_up_with_min_steps_and_discard():
-    """Steps of further rounds and of discarded episodes are steps of the rollout as well."""
+def test_steps_add_up_with_target_steps_and_discard():
+    """Steps of discarded episodes are steps of the rollout as well, and count for the mean length of its episodes."""
     env = DummyVecEnv([lambda length=length: CountEnv(length, truncate=length == 5) for length in LENGTHS])
-    model = unequal_model(env, min_steps=N_STEPS + 1, time_limit="discard")
-    (log,), (batch,) = learn(model, total_timesteps=1)
-    assert (log["rollout/episodes"], len(batch)) == (12, 8)
-    assert log["rollout/steps"] == 2 * N_STEPS
-    assert log["rollout/surplus_steps"] == 2 * (N_TIMESTEPS - N_STEPS)
+    model = unequal_model(env, n_episodes=3, target_steps=N_STEPS + 1, time_limit="discard")
+    logs, batches = learn(model, total_timesteps=N_TIMESTEPS)
+    assert [(log["rollout/episodes"], len(batch)) for log, batch in zip(logs, batches, strict=True)] == [(3, 2), (9, 6)]
+    assert [log["rollout/steps"] for log in logs] == [N_STEPS / 2, 1.5 * N_STEPS]
+    assert [log["rollout/surplus_steps"] for log in logs] == [(N_TIMESTEPS - N_STEPS) / 2, 1.5 * (N_TIMESTEPS - N_STEPS)]
     assert model.num_timesteps == 2 * N_TIMESTEPS
 
 
@@ -186,22 +191,24 @@ def test_episode_statistics(tmp_path):
 
 
 @pytest.mark.parametrize("returns", ["reward_to_go", "episode"])
-def test_return_mean(returns):
+def test_return_mean_and_std(returns):
     model = unequal_model(gamma=0.9, returns=returns)
     for log, batch in zip(*learn(model), strict=True):
-        expected = np.mean([(0.9 ** np.arange(len(rewards)) * rewards).sum() for rewards in batch])
-        assert log["train/return_mean"] == pytest.approx(expected, rel=1e-5)
+        expected = [(0.9 ** np.arange(len(rewards)) * rewards).sum() for rewards in batch]
+        assert log["train/return_mean"] == pytest.approx(np.mean(expected), rel=1e-5)
+        assert log["train/return_std"] == pytest.approx(np.std(expected), rel=1e-5)
 
 
 def test_explained_variance_and_advantage_std():
-    """The timestep baseline is the mean of what the other episodes still get at the same time."""
+    """The timestep baseline is the mean of what the other episodes that are still running get at the same time."""
     model = unequal_model(gamma=1.0, baseline="timestep", normalize_advantage=True)
     for log, batch in zip(*learn(model), strict=True):
         padded = np.zeros((6, max(LENGTHS)))
         for row, rewards in zip(padded, batch, strict=True):
             row[: len(rewards)] = np.cumsum(rewards[::-1])[::-1]
-        baseline = (padded.sum(axis=0) - padded) / 5
         played = np.arange(max(LENGTHS)) < np.array([[len(rewards)] for rewards in batch])
+        # Each length occurs twice, so that no episode runs on alone
+        baseline = (padded.sum(axis=0) - padded) / (played.sum(axis=0) - 1)
         advantages = (padded - baseline)[played]
         explained_variance = 1 - advantages.var() / padded[played].var()
         assert log["train/explained_variance"] == pytest.approx(explained_variance, rel=1e-4)
@@ -245,6 +252,24 @@ def test_policy_loss_and_grad_norm():
     assert clipped_log["train/grad_norm"] == log["train/grad_norm"] > 1e-3
     assert np.linalg.norm(vector_of(gradient_of(model))) == pytest.approx(log["train/grad_norm"], rel=1e-3)
     assert np.linalg.norm(vector_of(gradients[0])) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_grad_signal():
+    """The product of the gradients of two halves of the episodes, over the squared norm of the gradient of all."""
+    model = unequal_model(n_episodes=7, normalize_advantage=False, baseline=None, target_kl=None, learning_rate=0.0)
+    (log,), (batch,) = learn(model, total_timesteps=1)
+    samples = batch_of(model)
+    _, log_probs, _ = model.policy.evaluate_actions(samples.observations, samples.actions)
+    terms = th.as_tensor(discounted_sums(batch, model.gamma)) * log_probs
+    of_episodes = th.stack([part.sum() for part in terms.split([len(rewards) for rewards in batch])])
+    halves = [
+        vector_of({name: p.grad for name, p in model.policy.named_parameters() if p.grad is not None})
+        for half in (of_episodes[::2], of_episodes[1::2])
+        if (model.policy.zero_grad(), half.mean().backward(retain_graph=True))
+    ]
+    whole = (4 * halves[0] + 3 * halves[1]) / 7
+    assert log["train/grad_norm"] == pytest.approx(np.linalg.norm(whole), rel=1e-4)
+    assert log["train/grad_signal"] == pytest.approx(halves[0] @ halves[1] / (whole @ whole), rel=1e-4)
 
 
 @pytest.mark.parametrize("normalize_value", [True, False])

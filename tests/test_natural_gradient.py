@@ -1,5 +1,6 @@
 """The natural gradient, against the Fisher information written out as a matrix."""
 
+from copy import deepcopy
 from itertools import product
 
 import gymnasium as gym
@@ -7,10 +8,25 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from torch.distributions import Normal
 from torch.nn.utils import parameters_to_vector
 
-from tests.helpers import batch_of, gradient_of, logged, set_chunk_size, step_of, train_again, vector_of
+from sb3_reinforce.line_search import PolicyStep
+from tests.envs import CountEnv
+from tests.helpers import (
+    assert_same,
+    batch_of,
+    changed,
+    clone,
+    gradient_of,
+    hidden_state,
+    logged,
+    set_chunk_size,
+    step_of,
+    train_again,
+    vector_of,
+)
 from tests.helpers import make_model as make_any_model
 
 TARGET_KL = 1e-5
@@ -173,3 +189,91 @@ def test_the_products_of_a_single_chunk_share_its_graph(chunk_size, passes_per_p
         return len(passes)
 
     assert count_passes(5) - count_passes(1) == 4 * passes_per_product
+
+
+def test_a_batch_of_one_step():
+    """Whose advantage cannot be whitened."""
+    model = make_any_model(CountEnv(length=1), natural_gradient=True, n_episodes=1, baseline=None, target_kl=0.01)
+    before = clone(model)
+    model.learn(1)
+    assert changed(model, before)
+    assert logged(model)["train/approx_kl"] == pytest.approx(0.01, rel=0.2)
+
+
+def test_gradient_of_zero():
+    model = make_any_model(CountEnv(rewarded=False), natural_gradient=True, target_kl=0.01)
+    before = clone(model)
+    model.learn(1)
+    assert not changed(model, before)
+
+
+def state_of(model):
+    """Return all that an update changes."""
+    optimizers = [model.policy.optimizer.state_dict()["state"], model.value_optimizer.state_dict()["state"]]
+    return [clone(model), *optimizers, *hidden_state(model)[2:]]
+
+
+@pytest.mark.parametrize("natural_gradient", [True, False])
+@pytest.mark.parametrize("what", ["step", "gradient"])
+def test_an_error_leaves_the_model_as_it_was(monkeypatch, what, natural_gradient):
+    """Also the critic, which is fitted before."""
+    model = make_any_model(CountEnv(), natural_gradient=natural_gradient, baseline="value").learn(40)
+    before = deepcopy(state_of(model))
+
+    def fail(*_, **__):
+        raise ValueError("no more")
+
+    if what == "step":
+        monkeypatch.setattr(PolicyStep, "kl", fail)
+    else:
+        monkeypatch.setattr("sb3_reinforce.reinforce.policy_gradient", fail)
+    with pytest.raises(ValueError, match="no more"):
+        model.learn(1, reset_num_timesteps=False)
+    assert_same(state_of(model), before)
+
+
+def test_product_that_is_not_finite():
+    model = make_any_model(CountEnv(), natural_gradient=True, baseline="value").learn(40)
+    model.policy.log_std.data.fill_(-60.0)  # The square of its inverse is not finite in single precision
+    before = deepcopy(state_of(model))
+    with pytest.raises(ValueError, match=r"is not finite.*: no step was made"):
+        model.learn(1, reset_num_timesteps=False)
+    assert_same(state_of(model), before)
+
+
+class WithoutDivergence(DiagGaussianDistribution):
+    """A distribution that neither SB3 nor PyTorch has a divergence for."""
+
+    def proba_distribution(self, *args):
+        super().proba_distribution(*args)
+        self.distribution = OwnNormal(self.distribution)
+        return self
+
+
+class OwnNormal:
+    """A normal distribution that PyTorch does not know."""
+
+    def __init__(self, normal):
+        self.normal = normal
+
+    def __getattr__(self, name):
+        return getattr(self.normal, name)
+
+
+def test_policy_without_a_divergence():
+    def make(**kwargs):
+        model = make_any_model(CountEnv(), baseline="value", **kwargs)
+        model.policy.action_dist = WithoutDivergence(2)
+        return model
+
+    for kwargs in (dict(natural_gradient=True, target_kl=None), dict(natural_gradient=False, target_kl=0.1)):
+        model = make(**kwargs)
+        before = deepcopy(state_of(model))
+        with pytest.raises(NotImplementedError, match=r"WithoutDivergence cannot be computed.*natural_gradient=False"):
+            model.learn(1)
+        assert_same(state_of(model), before)
+    model = make(natural_gradient=False, target_kl=None)
+    before = clone(model)
+    model.learn(1)
+    assert changed(model, before)
+    assert np.isnan(logged(model)["train/approx_kl"])

@@ -48,7 +48,7 @@ def test_gradients_are_those_of_one_process(n, of_one_process, tmp_path):
             assert log.keys() == wanted.keys()
             # One process steps all environments until the last is done, several only their own: fewer surplus steps
             for key in log.keys() - {"rollout/surplus_steps"}:
-                assert log[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6), (name, key)
+                assert log[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-5), (name, key)
         assert found[3] <= num_timesteps
         assert found[4] == n_episodes >= 18
 

@@ -166,7 +166,7 @@ def test_deterministic_action_is_the_mean(std_kwargs):
 
 
 def test_without_state_dependent_std_it_is_sb3s_policy():
-    ours, sb3s = make_policy(), make_policy(ActorCriticPolicy)
+    ours, sb3s = make_policy(log_std_init=0.0), make_policy(ActorCriticPolicy)
     assert_same(dict(ours.state_dict()), dict(sb3s.state_dict()))
 
 
@@ -282,3 +282,40 @@ def test_fit_of_the_critic_has_no_say_in_the_policy_gradient(share_features_extr
     policy_kwargs = dict(features_extractor_class=LinearExtractor, share_features_extractor=share_features_extractor)
     few, many = (make_model(policy_kwargs=policy_kwargs, baseline="value", n_value_epochs=n).learn(1) for n in (1, 20))
     assert changed(few, clone(many)) == critic_names(few) != set()
+
+
+@pytest.mark.parametrize(
+    "space, kwargs, expected",
+    [
+        (spaces.Box(-1, 1, (2,)), {}, 0.4),
+        (spaces.Box(-2, 6, (1,)), {}, 1.6),
+        (spaces.Box(np.array([-1, 0], np.float32), np.array([1, 6], np.float32)), {}, 0.8),
+        (spaces.Box(-1, 1, (2,)), dict(log_std_init=-1.5), np.exp(-1.5)),
+        (spaces.Box(-1, 1, (2,)), SHARED_TRUNK, 0.4),
+        (spaces.Box(-np.inf, np.inf, (2,)), {}, 1.0),
+    ],
+)
+def test_initial_standard_deviation(space, kwargs, expected, tmp_path):
+    """Unless it is given, it is 0.4 times half the range of the actions, and comes back with the policy."""
+    policy = make_policy(action_space=space, **kwargs)
+    policy.save(tmp_path / "policy")
+    for one in (policy, MlpPolicy.load(tmp_path / "policy")):
+        std = normal(one, th.zeros(1, 3)).stddev
+        np.testing.assert_allclose(std.detach().numpy(), np.full((1, *space.shape), expected), rtol=0.05)
+
+
+def test_initial_noise_of_gsde():
+    assert not make_policy(use_sde=True).log_std.any()
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs, expected",
+    [
+        ({}, (0.9, 0.999)),
+        (dict(optimizer_kwargs=dict(betas=(0.3, 0.99))), (0.3, 0.99)),
+        (dict(optimizer_class=th.optim.AdamW), (0.9, 0.999)),
+    ],
+)
+def test_momentum_of_the_critic(policy_kwargs, expected):
+    model = make_model(policy_kwargs=policy_kwargs, baseline="value")
+    assert model.value_optimizer.param_groups[0]["betas"] == expected

@@ -33,7 +33,7 @@ def test_processes_share_a_quota():
     assert [*parts[0].quotas, *parts[1].quotas] == EpisodeQuota(7, 3, 100).quotas.tolist() == [2, 2, 3]
 
 
-def test_rounds():
+def test_owing():
     quota = EpisodeQuota(2, 2, 100)
     assert quota.owing.tolist() == [0, 1]
     assert quota.finish(np.array([False, True]), 1).tolist() == [1]
@@ -41,8 +41,7 @@ def test_rounds():
     assert quota.finish(np.array([False, True]), 2).tolist() == []
     assert quota.finish(np.array([True, False]), 3).tolist() == [0]
     assert quota.is_met
-    quota.start_round(3)
-    assert quota.owing.tolist() == [0, 1]
+    assert quota.owing.tolist() == []
 
 
 def test_lengths():

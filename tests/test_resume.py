@@ -28,7 +28,7 @@ from sb3_reinforce.resume import TrainingStateCallback
 from sb3_reinforce.resume.archive import find_states, load_latest, load_state, lock
 from sb3_reinforce.resume.capture import capture_env, restore_env
 from tests.envs import SpacesEnv
-from tests.helpers import assert_same, hidden_state
+from tests.helpers import PLAIN, assert_same, hidden_state
 
 DICT = spaces.Dict(vector=spaces.Box(-1, 1, (2,)), cell=spaces.Discrete(3))
 
@@ -56,7 +56,10 @@ def make_env(env_id="Pendulum-v1", n_envs=1, normalize=False, **kwargs):
     return VecNormalize(env) if normalize else env
 
 
-#: How the environment is made, and the arguments of the model
+#: Rollouts of about as many steps, the numbers of whose episodes follow from the rollouts before
+STEPS = dict(n_episodes=2, target_steps=150)
+
+#: How the environment is made, and the arguments of the model, besides those
 CASES = {
     "one environment": (make_env, {}),
     "three environments": (lambda: make_env(n_envs=3), dict(n_episodes=5)),
@@ -64,10 +67,15 @@ CASES = {
     "normalized": (lambda: make_env(n_envs=2, normalize=True), {}),
     "normalized rewards": (lambda: VecNormalize(make_env(), norm_obs=False), {}),
     "critic": (make_env, dict(baseline="value", gae_lambda=0.9, time_limit="bootstrap", n_value_epochs=2)),
+    "plain": (make_env, {**PLAIN, **STEPS}),
+    "linear": (make_env, dict(baseline="linear")),
     "gSDE": (lambda: make_env(n_envs=2), dict(use_sde=True, sde_sample_freq=3)),
     "discrete": (lambda: make_env("CartPole-v1"), {}),
     "dict, samples of a space": (lambda: DummyVecEnv([make_spaces_env] * 2), {}),
-    "another optimizer": (make_env, dict(policy_kwargs=dict(optimizer_class=th.optim.AdamW, state_dependent_std=True))),
+    "another optimizer": (
+        make_env,
+        dict(natural_gradient=False, policy_kwargs=dict(optimizer_class=th.optim.AdamW, state_dependent_std=True)),
+    ),
 }
 
 N_STEPS = 900
@@ -142,7 +150,7 @@ def repr_of(value):
 def test_a_resumed_run_is_the_undisturbed_one(case, tmp_path):
     make, kwargs = CASES[case]
     history, callback = callbacks(tmp_path / "one", make)
-    model = REINFORCE(policy_of(case), make(), seed=3, device="cpu", **kwargs)
+    model = REINFORCE(policy_of(case), make(), **{**STEPS, "seed": 3, "device": "cpu", **kwargs})
     model.learn(N_STEPS, callback=callback)
     expected = fingerprint(model)
     counts = vars(callback.callbacks[0])
@@ -171,7 +179,8 @@ def test_one_number_of_a_generator_makes_another_run(disturb, tmp_path):
     """The test above notices a generator that is not restored."""
     make, _ = CASES["one environment"]
     _, callback = callbacks(tmp_path / "one", make)
-    expected = fingerprint(REINFORCE("MlpPolicy", make(), seed=3, device="cpu").learn(N_STEPS, callback=callback))
+    model = REINFORCE("MlpPolicy", make(), seed=3, device="cpu", **STEPS)
+    expected = fingerprint(model.learn(N_STEPS, callback=callback))
     state = find_states(tmp_path / "one/states")[1]
     resumed = REINFORCE.resume(state, env=make())
     history, callback = callbacks(tmp_path / "two", make)

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.resume import TrainingStateCallback
 from tests.envs import CountEnv, SpacesEnv
-from tests.helpers import Batches, sample_with_pytorch
+from tests.helpers import PLAIN, Batches, sample_with_pytorch
 
 
 class ListEnv(gym.Env):
@@ -38,6 +38,7 @@ class ListEnv(gym.Env):
 @pytest.mark.parametrize(
     "n_envs, lengths, tolerance", [(1, [3], 1), (1, [2, 3, 4, 5], 1), (4, [3], 4), (4, [3, 4, 5, 6, 7], 40)]
 )
+@pytest.mark.filterwarnings("ignore:The policy has become deterministic")  # Which is right here
 def test_each_problem_of_a_list_is_learned_from(n_envs, lengths, tolerance):
     """
     No reset uses up a problem: neither that of ``learn``, nor that of a rollout after the automatic one. Environments that
@@ -49,7 +50,7 @@ def test_each_problem_of_a_list_is_learned_from(n_envs, lengths, tolerance):
         seen.update(int(episode.observations[0, 0]) for episode in buffer.episodes)
 
     env = DummyVecEnv([lambda: ListEnv(lengths)] * n_envs)
-    REINFORCE("MlpPolicy", env, n_episodes=8, seed=0).learn(3000, callback=Batches(count))
+    REINFORCE("MlpPolicy", env, seed=0, **PLAIN).learn(3000, callback=Batches(count))
     assert len(seen) == 9 and sum(seen.values()) >= 450
     assert max(seen.values()) - min(seen.values()) <= tolerance
 
@@ -137,11 +138,13 @@ def test_dones_of_other_types(kind):
 def test_no_terminal_observation():
     """Only the critic needs it."""
     env = OtherDones(DummyVecEnv([lambda: CountEnv(truncate=True)]), np.asarray, left_out="terminal_observation")
-    model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0).learn(10)
-    assert [episode.terminal_observation for episode in model.rollout_buffer.episodes] == [None, None]
-    model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0, baseline="value", time_limit="bootstrap")
-    with pytest.raises(ValueError, match=r"Environment 0 gives no infos.'terminal_observation'. .* time_limit='bootstrap'"):
-        model.learn(10)
+    for kwargs in (dict(baseline="timestep"), dict(time_limit="terminal")):
+        model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0, **kwargs).learn(10)
+        assert [episode.terminal_observation for episode in model.rollout_buffer.episodes] == [None, None]
+    for kwargs in ({}, dict(time_limit="bootstrap")):
+        model = REINFORCE("MlpPolicy", env, n_episodes=2, seed=0, **kwargs)
+        with pytest.raises(ValueError, match=r"Environment 0 gives no infos.'terminal_observation'.*time_limit='bootstrap'"):
+            model.learn(10)
 
 
 class Noise(BaseCallback):

@@ -1,4 +1,5 @@
 import inspect
+import math
 from itertools import product
 
 import gymnasium as gym
@@ -20,7 +21,7 @@ from tests.helpers import changed, clone, critic_names, logged, make_model, weig
 pytestmark = pytest.mark.filterwarnings("ignore:baseline=.* estimates the reward-to-go")
 
 RETURNS = ("reward_to_go", "episode", "mean_reward_to_go")
-BASELINES = (None, "mean", "leave_one_out", "timestep", "value")
+BASELINES = (None, "mean", "leave_one_out", "timestep", "linear", "value")
 
 
 def recorded_schedule(learning_rates):
@@ -52,7 +53,41 @@ def test_defaults():
     assert model._n_updates == 1
     assert model.rollout_buffer.n_episodes == 8
     assert model.num_timesteps == model.rollout_buffer.n_steps > 8
-    assert changed(model, before) == before.keys() - critic_names(model)
+    assert changed(model, before) == before.keys()
+    assert model.policy.optimizer.state_dict()["state"] == {}  # The natural gradient goes without
+    assert [model.target_kl(progress) for progress in (1, 0)] == pytest.approx([0.05, 0.005])
+    # The next one has 512 steps, if its episodes are as long
+    n_episodes = math.ceil(512 / (model.num_timesteps / 8))
+    model.learn(total_timesteps=1)
+    assert model.rollout_buffer.n_episodes == n_episodes
+
+
+@pytest.mark.parametrize(
+    "kwargs, expected, others",
+    [
+        (
+            dict(baseline="value"),
+            dict(gae_lambda=0.97, time_limit="bootstrap"),
+            [dict(gae_lambda=1.0), dict(time_limit="terminal")],
+        ),
+        (
+            dict(baseline="value", returns="episode"),
+            dict(gae_lambda=1.0, time_limit="bootstrap"),
+            [dict(time_limit="terminal")],
+        ),
+        (dict(baseline="timestep"), dict(gae_lambda=1.0, time_limit="terminal"), []),
+        (dict(baseline=None, returns="episode"), dict(gae_lambda=1.0, time_limit="terminal"), []),
+    ],
+)
+def test_what_none_stands_for(kwargs, expected, others):
+    """Those are the defaults of the factor of the lambda-return and of the meaning of time limits."""
+
+    def learn(**settings):
+        return weights(make_model(CountEnv(truncate=True), **{**kwargs, **settings}).learn(40))
+
+    left_out = dict(gae_lambda=None, time_limit=None)
+    assert th.equal(learn(**left_out), learn(**expected))
+    assert not any(th.equal(learn(**left_out), learn(**{**expected, **other})) for other in others)
 
 
 def test_learns():
@@ -137,7 +172,8 @@ def test_target_kl_with_a_step_that_is_much_too_large(env):
 def test_target_kl_without_signal():
     """The learning rate stays in reach while there is nothing to learn."""
     model = make_model(CountEnv(1, rewarded=False), n_episodes=2)
-    model.learn(2 * 200)
+    with pytest.warns(UserWarning, match="All episodes of the first 10 updates had the same return, 0"):
+        model.learn(2 * 200)
     model.set_env(CountEnv())
     before = clone(model)
     model.learn(100)
@@ -300,7 +336,7 @@ def test_squashed_sde():
     assert model._n_updates == 1
 
 
-@pytest.mark.parametrize("baseline", [None, "mean", "leave_one_out", "timestep"])
+@pytest.mark.parametrize("baseline", BASELINES[:-1])
 @pytest.mark.parametrize("share_features_extractor", [True, False])
 def test_no_critic(monkeypatch, baseline, share_features_extractor):
     """Without a baseline that is learned, the critic is never called and never changes."""

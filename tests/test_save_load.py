@@ -134,7 +134,8 @@ def test_too_many_environments(tmp_path):
     with pytest.raises(ValueError, match="n_episodes=2"):
         REINFORCE.load(tmp_path / "model", env=env)
     loaded = REINFORCE.load(tmp_path / "model", env=env, n_episodes=None).learn(1)
-    assert loaded.rollout_buffer.n_episodes == 8
+    # 512 steps are 103 episodes of five, rounded up to a multiple of three
+    assert loaded.rollout_buffer.n_episodes == 105
 
 
 def test_set_env_of_other_spaces():
@@ -173,7 +174,7 @@ def test_custom_objects(tmp_path):
         dict(baseline=None, returns="episode", reduction="step", gamma=0.5),
         dict(learning_rate=1e-5),
         dict(target_kl=None),
-        dict(min_steps=40),
+        dict(target_steps=31),
     ],
 )
 def test_load_with_other_arguments(tmp_path, kwargs):
@@ -182,7 +183,8 @@ def test_load_with_other_arguments(tmp_path, kwargs):
     for name, value in kwargs.items():
         assert getattr(loaded, name) == value
     loaded.learn(1)
-    assert loaded.rollout_buffer.n_episodes == kwargs.get("n_episodes", 8 if "min_steps" in kwargs else 4)
+    # The length of an episode, 5, is saved with the model
+    assert loaded.rollout_buffer.n_episodes == (7 if "target_steps" in kwargs else kwargs.get("n_episodes", 4))
     assert loaded._n_updates == 3
 
 
@@ -377,7 +379,13 @@ def test_model_of_another_algorithm(algorithm, name, tmp_path):
 
 @pytest.mark.parametrize(
     "name, hint",
-    [("n_steps", "n_episodes"), ("batch_size", "value_batch_size"), ("n_epochs", "n_value_epochs"), ("vf_coef", "critic")],
+    [
+        ("n_steps", "n_episodes"),
+        ("batch_size", "value_batch_size"),
+        ("n_epochs", "n_value_epochs"),
+        ("vf_coef", "critic"),
+        ("min_steps", "target_steps"),
+    ],
 )
 def test_argument_of_another_algorithm(name, hint):
     with pytest.raises(TypeError, match=f"REINFORCE has no argument '{name}': .*{hint}"):

@@ -50,4 +50,4 @@ def test_default_target_is_not_the_last_one_in_each_call():
     for _ in range(4):
         model.learn(N_STEPS, reset_num_timesteps=False)
         targets.append(model.target_kl(model._current_progress_remaining))
-    assert targets == pytest.approx([0.3, 0.151, 0.002 + 0.298 / 3, 0.002 + 0.298 / 4])
+    assert targets == pytest.approx([0.05, 0.0275, 0.005 + 0.045 / 3, 0.005 + 0.045 / 4])

@@ -21,10 +21,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.returns import RETURNS, timesteps
-from tests.helpers import store_batch
+from tests.helpers import PLAIN, store_batch
 
-#: Baselines are also tried with returns that they are not made for
-pytestmark = pytest.mark.filterwarnings("ignore:baseline=.* estimates the reward-to-go")
+#: Baselines are also tried with returns that they are not made for, and with few episodes, and steps have no length
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:baseline=.* estimates the reward-to-go"),
+    pytest.mark.filterwarnings("ignore:The baseline predicts the returns worse"),
+    pytest.mark.filterwarnings("ignore:No step has been made"),
+]
 
 N_STATES = 3
 GAMMA = 0.8
@@ -143,7 +147,7 @@ class Estimates(BaseCallback):
 
 def make_model(horizons, cls=REINFORCE, n_episodes=4, **kwargs):
     env = DummyVecEnv([lambda horizon=horizon: SmallMDP(horizon) for horizon in horizons])
-    settings = dict(gamma=1.0, normalize_advantage=False, target_kl=None, n_episodes=n_episodes, seed=0)
+    settings = {**PLAIN, "gamma": 1.0, "normalize_advantage": False, "target_kl": None, "n_episodes": n_episodes, "seed": 0}
     settings.update(policy_kwargs=dict(net_arch=dict(pi=[], vf=[]), ortho_init=False), **kwargs)
     model = cls("MlpPolicy", env, learning_rate=0.0, **settings)
     with th.no_grad():

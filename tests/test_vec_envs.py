@@ -90,27 +90,60 @@ def test_next_rollout_starts_from_a_reset():
     assert_batch(model, [(0, 2), (1, 1)], lengths)
 
 
-def test_min_steps_adds_whole_rounds():
+def test_target_steps():
     lengths = [3, 5]
-    model = make_model(make_env(lengths), n_episodes=2, min_steps=17).learn(1)
-    # The quota has 8 steps, so it takes three rounds, each of them from a reset
-    assert_batch(model, [(0, 0), (0, 2), (0, 4), (1, 0), (1, 1), (1, 2)], lengths)
+    model = make_model(make_env(lengths), n_episodes=2, target_steps=17, stats_window_size=6).learn(1)
+    assert_batch(model, [(0, 0), (1, 0)], lengths)
+    model.learn(1, reset_num_timesteps=False)
+    # Episodes have 4 steps on average: five of them have 20, and it takes six for both environments to give as many
+    assert_batch(model, [(0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (1, 3)], lengths)
     assert_statistics_are_those_of_the_batch(model)
-    assert model.num_timesteps == 3 * 2 * 5
+    assert model.num_timesteps == 2 * 5 + 2 * 3 * 5
 
 
-@pytest.mark.parametrize("min_steps, n_rounds", [(0, 1), (8, 1), (9, 2), (16, 2)])
-def test_min_steps_is_a_lower_bound(min_steps, n_rounds):
-    model = make_model(make_env([3, 5]), n_episodes=2, min_steps=min_steps).learn(1)
-    assert model.rollout_buffer.n_episodes == 2 * n_rounds
-    assert model.rollout_buffer.n_steps == 8 * n_rounds
+@pytest.mark.parametrize("target_steps, n_episodes", [(0, 2), (8, 2), (9, 4), (16, 4), (17, 6), (512, 128)])
+def test_target_steps_are_rounded_up(target_steps, n_episodes):
+    model = make_model(make_env([3, 5]), n_episodes=2, target_steps=target_steps).learn(1)
+    assert (model.rollout_buffer.n_episodes, model.rollout_buffer.n_steps) == (2, 8)
+    model.learn(1)
+    assert (model.rollout_buffer.n_episodes, model.rollout_buffer.n_steps) == (n_episodes, 4 * n_episodes)
 
 
-@pytest.mark.parametrize("n_envs, quotas", [(1, [8]), (3, [2, 3, 3]), (10, [1] * 10)])
-def test_n_episodes_none(n_envs, quotas):
+@pytest.mark.parametrize("target_steps, n_episodes", [(None, 3), (0, 3), (12, 3), (13, 4), (17, 6)])
+def test_target_steps_beyond_n_episodes(target_steps, n_episodes):
+    """A number that is given is the least, and stays where it is enough, although it is no multiple of two."""
+    model = make_model(make_env([4, 4]), n_episodes=3, target_steps=target_steps).learn(1)
+    assert model.rollout_buffer.n_episodes == 3
+    assert model.learn(1).rollout_buffer.n_episodes == n_episodes
+
+
+def test_number_of_episodes_is_known_before_the_rollout():
+    """It follows the lengths of the rollout before, whatever those of this one are: a sum that stops is biased."""
+    env = make_env([3])
+    model = make_model(env, n_episodes=2, target_steps=24)
+    known, found = [], []
+
+    def callback(locals_, globals_):
+        known[-1].add(int(model.quota.quotas.sum()))
+        return True
+
+    for length in (3, 12, 1, 4):
+        env.envs[0].unwrapped.length = length
+        known.append(set())
+        model.learn(1, callback=callback)
+        assert set(model.rollout_buffer.lengths) == {length}
+        found.append(model.rollout_buffer.n_episodes)
+    assert found == [2, 24 // 3, 24 // 12, 24 // 1]
+    assert known == [{n} for n in found]
+
+
+@pytest.mark.parametrize("n_envs, quotas, n_episodes", [(1, [8], 171), (3, [2, 3, 3], 171), (10, [1] * 10, 180)])
+def test_n_episodes_none(n_envs, quotas, n_episodes):
     lengths = [3] * n_envs
     model = make_model(make_env(lengths), n_episodes=None).learn(1)
     assert_batch(model, [(i, e) for i in range(n_envs) for e in range(quotas[i])], lengths)
+    # From then on 512 steps
+    assert model.learn(1).rollout_buffer.n_episodes == n_episodes
 
 
 def test_set_env_with_another_number_of_envs():

@@ -68,10 +68,11 @@ def saved_figures(output):
 def runs(tmp_path_factory):
     """Two runs, the second of which continues the first, but cannot change its policy; and what they have printed."""
     folder = tmp_path_factory.mktemp("runs")
-    train = ("train", *AGENT, *BUDGET)
-    first = call_and_succeed(folder, *train, "--seed", "3", "--save-freq", "100", "-P", "-tb", "tb")
+    train, short = ("train", *AGENT, *BUDGET), ("-params", "n_episodes:2")
+    first = call_and_succeed(folder, *train, "--seed", "3", "--save-freq", "100", "-P", "-tb", "tb", *short, "target_kl:1e-3")
     agent = f"logs/{RUN}/{ENV_ID}.zip"
-    second = call_and_succeed(folder, *train, "--seed", "5", "--trained-agent", agent, "-params", "learning_rate:0.0")
+    fixed = (*short, "target_kl:0.0", "value_learning_rate:0.0")
+    second = call_and_succeed(folder, *train, "--seed", "5", "--trained-agent", agent, *fixed)
     return folder, first, second
 
 
@@ -153,7 +154,8 @@ def test_train(runs):
         name for name in files(run_folder) if not re.fullmatch(r"rl_model_[3-9]00_steps.zip|training_\d+_steps.state", name)
     } == expected
 
-    assert yaml.unsafe_load((run_folder / ENV_ID / "config.yml").read_text()) == read_hyperparams("reinforce")[ENV_ID]
+    config = dict(yaml.unsafe_load((run_folder / ENV_ID / "config.yml").read_text()))
+    assert config == read_hyperparams("reinforce")[ENV_ID] | {"n_episodes": 2, "target_kl": 1e-3}
     arguments = yaml.unsafe_load((run_folder / ENV_ID / "args.yml").read_text())
     assert (arguments["algo"], arguments["env"], arguments["seed"]) == ("reinforce", ENV_ID, 3)
     assert f" -m sb3_reinforce train {' '.join((*AGENT, *BUDGET))} " in (run_folder / ENV_ID / "command.txt").read_text()
@@ -172,7 +174,7 @@ def test_train(runs):
 
 
 def test_continue(runs):
-    """The parameters are those of the agent that was loaded: with another seed, and a learning rate of zero."""
+    """The parameters are those of the agent that was loaded: with another seed, and steps of length zero."""
     folder, _, output = runs
     assert "Loading pretrained agent\n" in output
     first, second = (folder / f"logs/reinforce/{ENV_ID}_{n}/{ENV_ID}.zip" for n in (1, 2))
@@ -270,7 +272,7 @@ def test_env_kwargs(tmp_path):
     agent = ("--algo", "reinforce", "--env", "InvertedPendulum-v5")
     env_kwargs = ["--env-kwargs", "reset_noise_scale:100.0", "--eval-env-kwargs", "reset_noise_scale:0.0"]
     budget = ["-n", "20", "--eval-freq", "20", "--eval-episodes", "3", "--n-eval-envs", "2"]
-    call_and_succeed(tmp_path, "train", *agent, *budget, "--seed", "1", *env_kwargs)
+    call_and_succeed(tmp_path, "train", *agent, *budget, "--seed", "1", *env_kwargs, "-params", "n_episodes:8")
     folder = tmp_path / "logs" / "reinforce" / "InvertedPendulum-v5_1"
     assert set(monitored(folder / "0.monitor.csv")[1]) == {1}
     (lengths,) = np.load(folder / "evaluations.npz")["ep_lengths"]

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch as th
+from gymnasium.spaces import flatdim
 from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.func import functional_call, vjp, vmap
 
 from sb3_reinforce.advantages import compute_advantages, weights
+from sb3_reinforce.arguments import MAX_LINEAR_NUMBERS, OF_REWARD_TO_GO
 from sb3_reinforce.baselines import BASELINES
-from sb3_reinforce.batch import EpisodeRolloutBufferSamples
+from sb3_reinforce.batch import EpisodeRolloutBufferSamples, flat_observations
 from sb3_reinforce.batch_policy import batch_policy
 from sb3_reinforce.checks import check_number, to_schedule
 from sb3_reinforce.compare.contenders import check_env
@@ -33,7 +35,7 @@ ESTIMATORS: tuple[Estimator, ...] = tuple(
     (returns, baseline)
     for returns in RETURNS
     for baseline in (None, *BASELINES, "value")
-    if returns == "reward_to_go" or baseline not in ("timestep", "value")
+    if returns == "reward_to_go" or baseline not in OF_REWARD_TO_GO
 )
 
 #: Passes of a critic that is fitted here
@@ -70,7 +72,7 @@ def collect(model: REINFORCE, n_episodes: int) -> None:
     :param model: The model
     :param n_episodes: Number of episodes
     """
-    model.n_episodes, model.min_steps = n_episodes, 0
+    model.n_episodes = n_episodes
     model.tensorboard_log, model.verbose = None, 0
     _, callback = model._setup_learn(1)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 0)  # type: ignore[arg-type]
@@ -103,7 +105,9 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
     ends = np.cumsum(buffer.lengths)
     starts = ends - buffer.lengths
     values = critic.predict(buffer.chunks(2**13))
-    last_values = critic.predict_last(buffer) if model.time_limit == "bootstrap" else np.zeros(buffer.n_episodes)
+    last_values = critic.predict_last(buffer) if model.bootstraps else np.zeros(buffer.n_episodes)
+    needs_features = any(baseline == "linear" for _, baseline in estimators)
+    observations = flat_observations(buffer.chunks(2**13), model.observation_space) if needs_features else None
     log_prob = LogProb(model.policy)
     of_critic = {id(parameter) for parameter in critic.parameters}
     parameters = {name: p.detach() for name, p in log_prob.named_parameters() if id(p) not in of_critic}
@@ -121,7 +125,14 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
         factors = []
         for returns, baseline in estimators:
             estimate = compute_advantages(
-                rewards, lengths, model.gamma, returns, baseline, values[steps], last_values[episodes]
+                rewards,
+                lengths,
+                model.gamma,
+                returns,
+                baseline,
+                values[steps],
+                last_values[episodes],
+                observations=observations[steps] if observations is not None and baseline == "linear" else None,
             )
             factors.append(weights(estimate, lengths, len(rewards), discount=model.gamma if model.discount_states else 1.0))
         rows = np.stack(factors)
@@ -180,8 +191,10 @@ def measure(model: REINFORCE, batch_sizes: Sequence[int]) -> pd.DataFrame:
     :param batch_sizes: Numbers of episodes per batch
     :return: One row per estimator and number of episodes, with the columns :data:`COLUMNS`
     """
-    names = pd.DataFrame([(returns, baseline or "none") for returns, baseline in ESTIMATORS], columns=list(COLUMNS[:2]))
-    tables = [names.assign(n_episodes=n, **quality(batch_gradients(model, n), n)) for n in batch_sizes]
+    is_narrow = flatdim(model.observation_space) <= MAX_LINEAR_NUMBERS
+    estimators = [(returns, baseline) for returns, baseline in ESTIMATORS if is_narrow or baseline != "linear"]
+    names = pd.DataFrame([(returns, baseline or "none") for returns, baseline in estimators], columns=list(COLUMNS[:2]))
+    tables = [names.assign(n_episodes=n, **quality(batch_gradients(model, n, estimators), n)) for n in batch_sizes]
     return pd.concat(tables).sort_values(["returns", "baseline", "n_episodes"], kind="stable")[list(COLUMNS)]
 
 
@@ -293,7 +306,7 @@ def gradients(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {out} must be a folder, or a path where one can be made: {error}") from error
-    has_critic = model.baseline == "value"
+    has_critic = model.baseline == "value" and model._n_updates > 0
     if not has_critic:
         fit_critic(model, n_episodes)
     collect(model, n_episodes)

@@ -1,0 +1,143 @@
+"""
+Small tasks on which a policy gradient can go wrong, registered with Gymnasium: short episodes, noisy rewards, a reward that is
+known only at the end, states that look alike.
+
+    import benchmarks.tasks
+    gymnasium.make("Bandit-v0")
+"""
+
+from itertools import permutations
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Bandit(gym.Env):
+    """
+    Ten arms; episodes of one step. The reward of arm ``a`` is ``means[a]`` plus standard normal noise.
+    """
+
+    observation_space = spaces.Box(0, 1, (1,))
+    action_space = spaces.Discrete(10)
+    means = np.random.default_rng(0).normal(size=10)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.ones(1, dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        reward = self.means[action] + self.np_random.normal()
+        return np.ones(1, dtype=np.float32), float(reward), True, False, {}
+
+
+class Parity(gym.Env):
+    """
+    Two random bits, which stay visible, and as many steps: the actions are to be the bits' parity. The reward comes at the
+    end, 1 if both are.
+    """
+
+    observation_space = spaces.MultiBinary(3)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.bits, self.time, self.is_right = self.np_random.integers(2, size=2), 0, True
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.is_right &= bool(action == self.bits.sum() % 2)
+        self.time += 1
+        is_over = self.time == 2
+        return self._observation(), float(is_over and self.is_right), is_over, False, {}
+
+    def _observation(self) -> np.ndarray:
+        return np.array([*self.bits, self.time > 0], dtype=np.int8)
+
+
+class Corridor(gym.Env):
+    """
+    The short corridor with switched actions of Sutton & Barto, example 13.1: three states that look alike, in the second of
+    which the actions are reversed; -1 for each step. The best policy goes right with probability 0.59 and earns -11.6; a
+    deterministic policy never gets out, and is stopped by a time limit.
+    """
+
+    observation_space = spaces.Box(0, 1, (1,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.place = 0
+        return np.ones(1, dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        goes_right = (action == 1) != (self.place == 1)
+        self.place = max(0, self.place + (1 if goes_right else -1))
+        return np.ones(1, dtype=np.float32), -1.0, self.place == 3, False, {}
+
+
+class Salesman(gym.Env):
+    """
+    A tour through six cities from the first one and back. The reward is the negative length of the tour, at its end; -10, also
+    at the end, for going to a city twice.
+    """
+
+    n_cities = 6
+    cities = np.random.default_rng(0).random((n_cities, 2))
+    observation_space = spaces.Dict(visited=spaces.MultiBinary(n_cities), here=spaces.Discrete(n_cities))
+    action_space = spaces.Discrete(n_cities)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        super().reset(seed=seed)
+        self.tour = [0]
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
+        if action in self.tour:
+            return self._observation(), -10.0, True, False, {}
+        self.tour.append(int(action))
+        is_over = len(self.tour) == self.n_cities
+        return self._observation(), -self.length(self.tour) if is_over else 0.0, is_over, False, {}
+
+    def _observation(self) -> dict:
+        visited = np.isin(np.arange(self.n_cities), self.tour).astype(np.int8)
+        return {"visited": visited, "here": self.tour[-1]}
+
+    @classmethod
+    def length(cls, tour: list[int]) -> float:
+        """
+        Measure a tour.
+
+        :param tour: All cities, in the order in which they are visited
+        :return: The length of the closed tour
+        """
+        places = cls.cities[tour]
+        return float(np.linalg.norm(places - np.roll(places, 1, axis=0), axis=1).sum())
+
+    @classmethod
+    def shortest(cls) -> float:
+        """
+        Try all tours.
+
+        :return: The length of the shortest one
+        """
+        return min(cls.length([0, *rest]) for rest in permutations(range(1, cls.n_cities)))
+
+
+def make_flat(env_id: str, **kwargs: Any) -> gym.Env:
+    """
+    Make an environment whose observations are vectors: SB3 knows no tuples.
+
+    :param env_id: Id of the environment
+    :param kwargs: Its arguments
+    :return: The environment
+    """
+    return gym.wrappers.FlattenObservation(gym.make(env_id, **kwargs))
+
+
+gym.register("Bandit-v0", Bandit)
+gym.register("Parity-v0", Parity)
+gym.register("Corridor-v0", Corridor, max_episode_steps=200)
+gym.register("Salesman-v0", Salesman)
+gym.register("FlatBlackjack-v1", make_flat, kwargs={"env_id": "Blackjack-v1"})
