@@ -64,18 +64,19 @@ def linear_features(observations: np.ndarray, lengths: np.ndarray) -> np.ndarray
 
 
 def _linear_moments(features: np.ndarray, returns: np.ndarray) -> np.ndarray:
-    return features.T @ np.column_stack([features, returns])
+    columns = np.column_stack([features, returns])
+    return columns.T @ columns
 
 
 def linear_sums(returns: np.ndarray, lengths: np.ndarray, horizon: int | None = None, *, features: np.ndarray) -> np.ndarray:
     """
-    Add up what linear regression needs, ``sum_jt f_jt [f_jt, R_jt]``, and the number of episodes.
+    Add up what linear regression needs, ``sum_jt [f_jt, R_jt] [f_jt, R_jt]^T``, and the number of episodes.
 
     :param returns: Returns, shape ``(n_steps,)``
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :param horizon: Not used
     :param features: Features ``f`` of each step, the first of which is 1, shape ``(n_steps, n_features)``
-    :return: The sums and, in a row of its own, the number, shape ``(n_features + 1, n_features + 1)``
+    :return: The sums and, in a row of its own, the number, shape ``(n_features + 2, n_features + 1)``
     """
     moments = _linear_moments(features, returns)
     return np.vstack([moments, np.full(moments.shape[1], len(lengths))])
@@ -140,7 +141,8 @@ def linear(returns: np.ndarray, lengths: np.ndarray, sums: np.ndarray | None = N
     """
     Predict the returns of each episode by ridge regression on the *other* episodes. Unbiased; needs two episodes. The
     penalty of a weight is ``RIDGE / (N - 1)`` times the variance of its feature, whatever units features have; the mean of
-    the returns has none.
+    the returns has none. Predictions stay within three standard deviations of the others' mean return, so that a step unlike
+    all of theirs does not get a baseline unlike all of theirs.
 
     Source: the linear feature baseline of Duan et al., ICML 2016, fitted without the episode that it is for.
 
@@ -151,18 +153,23 @@ def linear(returns: np.ndarray, lengths: np.ndarray, sums: np.ndarray | None = N
     :return: Baseline of each step, shape ``(n_steps,)``
     """
     sums = linear_sums(returns, lengths, features=features) if sums is None else sums
-    moments, n_others = sums[:-1], sums[-1, 0] - 1
+    n_others = sums[-1, 0] - 1
+    # Exactly zero in a single process. To subtract the episode itself instead would cancel digits
+    elsewhere = sums[:-1] - _linear_moments(features, returns)
 
     def predictions() -> Iterator[np.ndarray]:
         for start, length in zip(episode_starts(lengths), lengths, strict=True):
-            own = features[start : start + length]
-            others = moments - _linear_moments(own, returns[start : start + length])
-            # Features that the others have not had, but for rounding, get no weight
-            squares = np.diag(others)
-            scale = np.sqrt(np.where(squares > 1e-9 * np.diag(moments), squares, np.inf))
-            system, right = others[:, :-1] / np.outer(scale, scale), others[:, -1] / scale
-            variances = np.clip(1 - system[0] ** 2, 0, 1)
-            yield own / scale @ np.linalg.solve(system + np.diag(RIDGE / n_others * variances + 1e-8), right)
+            rest = np.r_[:start, start + length : len(returns)]
+            others = elsewhere + _linear_moments(features[rest], returns[rest])
+            n_steps, total, squares = others[0, 0], others[0, -1], np.diag(others)
+            mean, std = total / n_steps, np.sqrt(max(squares[-1] / n_steps - (total / n_steps) ** 2, 0))
+            # Features that the others have not had get no weight
+            scale = np.sqrt(np.where(squares[:-1] > 0, squares[:-1], np.inf))
+            system, right = others[:-1, :-1] / np.outer(scale, scale), others[:-1, -1] / scale
+            penalty = RIDGE / n_others * np.clip(1 - system[0] ** 2, 0, 1) + 1e-8
+            penalty[0] = 0
+            predicted = features[start : start + length] / scale @ np.linalg.solve(system + np.diag(penalty), right)
+            yield np.clip(predicted, mean - 3 * std, mean + 3 * std)
 
     return np.concatenate([np.zeros(0), *predictions()])
 

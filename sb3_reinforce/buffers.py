@@ -162,10 +162,12 @@ class EpisodeRolloutBuffer(BaseBuffer):
             self.episodes = [episode for episode in self.episodes if not episode.truncated]
         for episode, end, length in zip(self.episodes, np.cumsum(self.lengths), self.lengths, strict=True):
             episode._bind(self, slice(end - length, end))
-        is_first_half = np.arange(self.n_episodes) % 2 == 0
+        counts = by_rank([self.n_episodes, self.n_steps, self.lengths.max(initial=0)]).astype(int)
+        self.total_episodes, self.total_steps, _ = counts.sum(axis=0)
+        # Every other episode, counted over all processes
+        is_first_half = (counts[: rank(), 0].sum() + np.arange(self.n_episodes)) % 2 == 0
         self._halves = np.repeat(is_first_half.astype(np.float32), self.lengths)
-        counts = by_rank([self.n_episodes, self.n_steps, self.lengths.max(initial=0), is_first_half.sum()]).astype(int)
-        self.total_episodes, self.total_steps, _, self.total_first_half = counts.sum(axis=0)
+        self.total_first_half = (self.total_episodes + 1) // 2
         self.max_length = counts[:, 2].max()
         self._first_step = counts[: rank(), 1].sum()
         self.rewards = self.column("reward", self._order)

@@ -68,8 +68,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         https://arxiv.org/abs/1906.07073), instead of 1
     :param time_limit: What the end of an episode means if a time limit cut it off: ``"terminal"`` (no reward comes after it),
         ``"bootstrap"`` (the critic says what would have come; needs ``baseline="value"``) or ``"discard"`` (the episode counts
-        towards ``n_episodes``, but is not learned from). ``None``: ``"bootstrap"`` with ``baseline="value"``, otherwise
-        ``"terminal"``. An episode that terminates on its last step has terminated.
+        towards ``n_episodes``, but is not learned from). ``None``: ``"bootstrap"`` with ``baseline="value"`` and
+        ``gamma`` below 1, otherwise ``"terminal"``. An episode that terminates on its last step has terminated.
     :param ent_coef: Entropy coefficient for the loss calculation, reduced over steps and episodes as the gradient is
     :param n_value_epochs: Number of passes of the critic over the batch, after the advantages are taken
     :param value_batch_size: Minibatch size of the critic, in steps
@@ -215,7 +215,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     @property
     def bootstraps(self) -> bool:
         """Whether the critic says what would have come after the time limit that cut an episode off."""
-        return self.time_limit == "bootstrap" or (self.time_limit is None and self.baseline == "value")
+        return self.time_limit == "bootstrap" or (self.time_limit is None and self.baseline == "value" and self.gamma < 1)
 
     @property
     def critic(self) -> Critic:

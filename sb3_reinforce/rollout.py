@@ -139,7 +139,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         n_episodes = self.n_episodes or max(DEFAULT_N_EPISODES, total_envs)
         steps = (0 if self.n_episodes else DEFAULT_TARGET_STEPS) if self.target_steps is None else self.target_steps
         # Known before the rollout, which keeps the estimate unbiased
-        wanted = math.ceil(steps / self._mean_episode_length)
+        wanted = math.ceil(steps / self._mean_episode_length - 1e-9)
         if wanted > n_episodes:
             n_episodes = math.ceil(wanted / total_envs) * total_envs
         return EpisodeQuota(n_episodes, n_envs, self.max_episode_steps, first_env, total_envs)

@@ -59,7 +59,8 @@ class Watch:
             "equal": not self._have_differed,
             "deterministic": is_deterministic and could_be_better,
             "no gradient": has_no_gradient and self._have_differed and could_be_better and not is_deterministic,
-            "baseline": metrics.get("explained_variance", 0.0) < -1,
+            # Returns that are almost the same leave nothing to explain
+            "baseline": metrics.get("explained_variance", 0.0) < -1 and std > 0.01 * abs(mean),
             "no step": metrics.get("is_line_search_success") == 0,
         }
         for name, is_seen in signs.items():

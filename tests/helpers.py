@@ -112,7 +112,8 @@ def raises(*parts):
 
 def linear_predictions(features, returns, own):
     """
-    Predict the returns of one episode by least squares on the others. The penalty is one more row for each feature.
+    Predict the returns of one episode by least squares on the others. The penalty is one more row for each feature but the
+    first. Predictions stay within three standard deviations of the others.
 
     :param features: For each episode a matrix with one row per step
     :param returns: For each episode its returns
@@ -123,9 +124,10 @@ def linear_predictions(features, returns, own):
     is_seen = (rest != 0).any(axis=0)
     rest = rest[:, is_seen]
     penalties = len(rest) * (RIDGE / (len(features) - 1) * rest.var(axis=0) + 1e-8 * (rest**2).mean(axis=0))
+    penalties[0] = 0
     augmented = np.vstack([rest, np.diag(np.sqrt(penalties))])
     solution, *_ = np.linalg.lstsq(augmented, np.append(wanted, np.zeros(len(penalties))), rcond=None)
-    return features[own][:, is_seen] @ solution
+    return np.clip(features[own][:, is_seen] @ solution, *(wanted.mean() + np.array([-3, 3]) * wanted.std()))
 
 
 # What a training run shows

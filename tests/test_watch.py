@@ -48,6 +48,7 @@ NO_STEP = f"No step has been made for {PATIENCE} updates"
         (dict(explained_variance=-1.1), [BASELINE]),
         (dict(explained_variance=-0.9), []),
         (dict(explained_variance=np.nan), []),
+        (dict(explained_variance=-400.0, return_std=0.02), []),
         (dict(is_line_search_success=0.0), [NO_STEP]),
         (dict(grad_norm=0.0), [NO_GRADIENT]),
     ],
