@@ -32,7 +32,7 @@ MAX_LINEAR_NUMBERS = 1000
 #: Episodes that a baseline needs, where it needs more than one.
 MIN_N_EPISODES: dict[str | None, int] = {"leave_one_out": 2, "timestep": 2, "linear": 2}
 
-#: What takes the place of arguments of A2C and PPO.
+#: What takes the place of arguments of A2C and PPO, and of an earlier one.
 HINTS = {
     "min_steps": "target_steps makes batches of short episodes larger",
     "n_steps": "a batch is n_episodes whole episodes, more where target_steps asks for it",
@@ -68,23 +68,19 @@ def check_arguments(model: Any) -> None:
     for name, allowed in CHOICES.items():
         check_choice(name, getattr(model, name), allowed)
     check_number("gamma", model.gamma, 0, 1)
-    if model.gae_lambda is not None:
-        check_number("gae_lambda", model.gae_lambda, 0, 1, or_else="None")
+    check_number("gae_lambda", model.gae_lambda, 0, 1, or_none=True)
     for name in ("max_episode_steps", "n_value_epochs", "value_batch_size", "cg_max_steps"):
         check_number(name, getattr(model, name), 1, integer=True)
-    if model.target_steps is not None:
-        check_number("target_steps", model.target_steps, 0, integer=True, or_else="None")
+    check_number("target_steps", model.target_steps, 0, integer=True, or_none=True)
     check_number("cg_damping", model.cg_damping, 0)
     check_number("ent_coef", model.ent_coef, -math.inf)
     for name in ("learning_rate", "value_learning_rate"):
         check_schedule(name, getattr(model, name))
     check_schedule("target_kl", model.target_kl, or_none=True)
-    if model.max_grad_norm is not None:
-        check_number("max_grad_norm", model.max_grad_norm, 0, or_else="None")
-    if model.n_episodes is not None:
-        check_number("n_episodes", model.n_episodes, 1, integer=True, or_else="None")
-        name = f"With baseline={model.baseline!r}, n_episodes"
-        check_number(name, model.n_episodes, MIN_N_EPISODES.get(model.baseline, 1), integer=True, or_else="None")
+    check_number("max_grad_norm", model.max_grad_norm, 0, or_none=True)
+    check_number("n_episodes", model.n_episodes, 1, integer=True, or_none=True)
+    name = f"With baseline={model.baseline!r}, n_episodes"
+    check_number(name, model.n_episodes, MIN_N_EPISODES.get(model.baseline, 1), integer=True, or_none=True)
     if model.time_limit == "bootstrap" and model.baseline != "value":
         raise ValueError(f"time_limit='bootstrap' needs the critic, baseline='value', not {model.baseline!r}")
     if (

@@ -22,8 +22,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
     apart. From there on ``observations``, ``actions``, ``rewards``, ``episode_starts`` and, after the update,
     ``advantages``, ``returns`` (of the estimator) and ``targets`` (of the critic), of shape ``(n_steps, ...)``, hold the
     episodes end to end. ``lengths`` and ``episodes``, of length ``n_episodes``, describe them in the same order.
-    ``total_episodes``, ``total_steps``, ``total_first_half`` (every other episode) and ``max_length`` are those of all
-    processes (:mod:`sb3_reinforce.parallel`).
+    ``total_episodes``, ``total_steps`` and ``max_length`` are those of all processes (:mod:`sb3_reinforce.parallel`).
 
     A callback sees the episodes one by one at the end of a rollout: ``for episode in rollout_buffer.episodes:
     episode.observations, episode.actions, episode.rewards, episode.terminal_observation, episode.infos``.
@@ -46,7 +45,6 @@ class EpisodeRolloutBuffer(BaseBuffer):
     episodes: list[Episode]
     total_episodes: int
     total_steps: int
-    total_first_half: int
     max_length: int
 
     def __init__(
@@ -167,7 +165,6 @@ class EpisodeRolloutBuffer(BaseBuffer):
         # Every other episode, counted over all processes
         is_first_half = (counts[: rank(), 0].sum() + np.arange(self.n_episodes)) % 2 == 0
         self._halves = np.repeat(is_first_half.astype(np.float32), self.lengths)
-        self.total_first_half = (self.total_episodes + 1) // 2
         self.max_length = counts[:, 2].max()
         self._first_step = counts[: rank(), 1].sum()
         self.rewards = self.column("reward", self._order)
@@ -234,6 +231,11 @@ class EpisodeRolloutBuffer(BaseBuffer):
     def n_steps(self) -> int:
         """Number of steps in the batch."""
         return self.pos if self._order is None else len(self._order)
+
+    @property
+    def first_half(self) -> float:
+        """Share of the episodes of all processes that is the first half: every other one."""
+        return (self.total_episodes + 1) // 2 / self.total_episodes
 
     def chunks(self, size: int) -> Chunks:
         """

@@ -64,7 +64,13 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
 
 
 def check_number(
-    name: str, value: Any, low: float, high: float = math.inf, integer: bool = False, or_else: str | None = None
+    name: str,
+    value: Any,
+    low: float,
+    high: float = math.inf,
+    integer: bool = False,
+    or_else: str | None = None,
+    or_none: bool = False,
 ) -> None:
     """
     Check an argument that takes a finite number.
@@ -75,8 +81,13 @@ def check_number(
     :param high: Largest value allowed
     :param integer: Whether the number must be an integer
     :param or_else: What else is allowed, for the message
+    :param or_none: Whether ``None`` is allowed too
     :raises ValueError: If the value is not such a number
     """
+    if or_none:
+        if value is None:
+            return
+        or_else = "None"
     kind = Integral if integer else Real
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high or math.isinf(value):
         noun = "an integer" if integer else "a number"

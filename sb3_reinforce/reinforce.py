@@ -270,9 +270,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
             # Gradient
             count = buffer.total_episodes if self.reduction == "episode" else buffer.total_steps
-            first_half = buffer.total_first_half / buffer.total_episodes
             gradient = policy_gradient(
-                policy, chunks, count, buffer.total_steps, self.ent_coef, self.max_grad_norm, first_half
+                policy, chunks, count, buffer.total_steps, self.ent_coef, self.max_grad_norm, buffer.first_half
             )
             metrics |= gradient.metrics
 

@@ -272,3 +272,12 @@ def hidden_state(model):
     value_rms = model._value_rms
     of_critic = float(value_rms.mean), float(value_rms.var), value_rms.count
     return model._kl_learning_rate_factor, model._mean_episode_length, *of_critic
+
+
+def state_of(model):
+    """Return copies of the parameters, of all that the optimizers remember, and of the statistics of the critic."""
+    found = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    for name, optimizer in (("policy", model.policy.optimizer), ("critic", model.value_optimizer)):
+        for i, state in optimizer.state_dict()["state"].items():
+            found |= {(name, i, key): th.as_tensor(value).clone() for key, value in state.items()}
+    return found | {"statistics": th.tensor(hidden_state(model)[-3:], dtype=th.float64)}

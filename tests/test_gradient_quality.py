@@ -213,3 +213,10 @@ def test_discarded_episodes(tmp_path):
     model.save(tmp_path / "Pendulum-v1")
     with pytest.raises(ValueError, match="time_limit='discard' leaves out episodes"):
         gradients(tmp_path / "out", tmp_path / "Pendulum-v1.zip")
+
+
+def test_number_of_episodes_is_the_one_asked_for():
+    """Whatever ``target_steps`` the model was trained with."""
+    model = make_model("Pendulum-v1", n_episodes=2, target_steps=1000).learn(1)
+    collect(model, 3)
+    assert model.rollout_buffer.n_episodes == 3

@@ -72,7 +72,7 @@ def collect(model: REINFORCE, n_episodes: int) -> None:
     :param model: The model
     :param n_episodes: Number of episodes
     """
-    model.n_episodes = n_episodes
+    model.n_episodes, model.target_steps = n_episodes, 0
     model.tensorboard_log, model.verbose = None, 0
     _, callback = model._setup_learn(1)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 0)  # type: ignore[arg-type]
