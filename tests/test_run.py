@@ -75,6 +75,8 @@ def test_defaults():
             dict(gae_lambda=1.0, time_limit="bootstrap"),
             [dict(time_limit="terminal")],
         ),
+        # Values that feed on themselves would grow and grow
+        (dict(baseline="value", gamma=1.0), dict(gae_lambda=0.97, time_limit="terminal"), [dict(time_limit="bootstrap")]),
         (dict(baseline="timestep"), dict(gae_lambda=1.0, time_limit="terminal"), []),
         (dict(baseline=None, returns="episode"), dict(gae_lambda=1.0, time_limit="terminal"), []),
     ],
