@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ def default_log_std(action_space: spaces.Space, use_sde: bool) -> float:
     """
     if use_sde or not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
         return 0.0
-    return float(np.log(INITIAL_STD * np.mean((action_space.high - action_space.low) / 2)))
+    half_range = float(np.mean((action_space.high - action_space.low) / 2))
+    return math.log(INITIAL_STD * half_range) if half_range > 0 else 0.0
 
 
 class ReinforcePolicy(BatchMethods, ActorCriticPolicy):

@@ -20,6 +20,7 @@ from sb3_reinforce.critic import Critic
 from sb3_reinforce.gradient import PolicyGradient, policy_gradient
 from sb3_reinforce.line_search import PolicyStep, adapt_learning_rate
 from sb3_reinforce.natural_gradient import fisher_vector_product, natural_gradient
+from sb3_reinforce.parallel.processes import rank
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
 from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm
 from sb3_reinforce.watch import Watch
@@ -279,7 +280,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             policy.set_training_mode(False)
             metrics |= self._step(gradient, chunks)
 
-        self._watch.look(metrics, buffer.total_steps, not isinstance(self.action_space, spaces.Box))
+        if rank() == 0:  # All processes have the same numbers
+            self._watch.look(metrics, buffer.total_steps, not isinstance(self.action_space, spaces.Box))
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, value in metrics.items():

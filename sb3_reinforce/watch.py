@@ -11,6 +11,9 @@ PATIENCE = 10
 #: Returns that differ by less than this share of the largest one are equal
 TOLERANCE = 1e-6
 
+#: Share of the first standard deviation below which continuous actions are deterministic
+MIN_STD = 1e-3
+
 #: What is wrong, and what can be done about it
 WARNINGS = {
     "equal": "All episodes of the first {patience} updates had the same return, {return_mean:g}: there is nothing to learn "
@@ -38,13 +41,14 @@ class Watch:
         self._warned: set[str] = set()
         self._best = -math.inf
         self._have_differed = False
+        self._first_std: float | None = None
 
     def look(self, metrics: Mapping[str, float], n_steps: int, is_discrete: bool) -> None:
         """
         Look at one update.
 
         :param metrics: What is logged of it: ``return_mean``, ``return_std``, ``explained_variance``, ``entropy_loss``,
-            ``grad_norm``, ``is_line_search_success``
+            ``grad_norm``, ``is_line_search_success``, ``std`` of continuous actions
         :param n_steps: Number of steps of the batch
         :param is_discrete: Whether there is a finite number of actions
         """
@@ -52,8 +56,11 @@ class Watch:
         differ = std > TOLERANCE * abs(mean)
         self._have_differed |= differ
         could_be_better = differ or mean < self._best - TOLERANCE * abs(mean)
+        if self._first_std is None:
+            self._first_std = metrics.get("std", 0.0)
         # As improbable as a single other action in the whole batch
         is_deterministic = is_discrete and -metrics["entropy_loss"] * n_steps < 1
+        is_deterministic |= metrics.get("std", math.inf) < MIN_STD * self._first_std
         has_no_gradient = metrics["grad_norm"] == 0
         signs = {
             "equal": not self._have_differed,

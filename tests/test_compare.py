@@ -308,6 +308,7 @@ BAD_INPUT = [
     (("--algos", "reinforcee", "--env", "Plain-v0"), "'reinforcee' is no algorithm, did you mean 'reinforce'?"),
     (("--env", "Plane-v0"), "'Plane-v0' is no environment, did you mean 'Plain-v0'?"),
     (("--algos", "x=reinforce:basline:null"), "'basline' is not a hyperparameter of reinforce, did you mean 'baseline'?"),
+    (("--algos", "x=reinforce:n_steps:9"), "'n_steps' is not a hyperparameter of reinforce: a batch is n_episodes whole"),
     (("--algos", "x=reinforce:baseline:means"), "baseline='means' must be one of"),
     (("--algos", "x=reinforce:baseline"), "'baseline' in 'x=reinforce:baseline' must be key:value"),
     (("--algos", "x=reinforce:gamma:[1"), "is not YAML"),

@@ -27,17 +27,26 @@ class Arms(CountEnv):
         return observation, self.worth * (2 * int(action) - 1) + self.noise * self.np_random.normal(), *rest
 
 
+class Uneven(CountEnv):
+    """Every episode is one step longer than the last one."""
+
+    def reset(self, **kwargs):
+        self.length += 1
+        return super().reset(**kwargs)
+
+
 @pytest.mark.parametrize("n_episodes", [2, 5])
 @pytest.mark.parametrize("chunk_size", [3, 10_000])
 def test_it_is_that_of_the_halves(n_episodes, chunk_size):
     """The mean gradient of every other episode times that of the rest, over the square of that of all."""
-    model = make_model(n_episodes=n_episodes, **PLAIN).learn(1)
+    model = make_model(Uneven(), n_episodes=n_episodes, **PLAIN).learn(1)
     buffer, policy = model.rollout_buffer, batch_policy(model.policy)
     (batch,) = buffer.get()
     log_prob = policy.distribution(batch).log_prob(batch.actions)
     gradients = []
-    for i in range(n_episodes):
-        steps = slice(5 * i, 5 * i + 5)
+    ends = np.cumsum(buffer.lengths)
+    for start, end in zip(ends - buffer.lengths, ends, strict=True):
+        steps = slice(start, end)
         loss = -(batch.advantages[steps] * log_prob[steps]).sum()
         parts = th.autograd.grad(loss, policy.parameters(), allow_unused=True, retain_graph=True)
         gradients.append(th.cat([part.flatten() for part in parts if part is not None]).numpy())

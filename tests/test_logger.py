@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
@@ -252,24 +251,6 @@ def test_policy_loss_and_grad_norm():
     assert clipped_log["train/grad_norm"] == log["train/grad_norm"] > 1e-3
     assert np.linalg.norm(vector_of(gradient_of(model))) == pytest.approx(log["train/grad_norm"], rel=1e-3)
     assert np.linalg.norm(vector_of(gradients[0])) == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_grad_signal():
-    """The product of the gradients of two halves of the episodes, over the squared norm of the gradient of all."""
-    model = unequal_model(n_episodes=7, normalize_advantage=False, baseline=None, target_kl=None, learning_rate=0.0)
-    (log,), (batch,) = learn(model, total_timesteps=1)
-    samples = batch_of(model)
-    _, log_probs, _ = model.policy.evaluate_actions(samples.observations, samples.actions)
-    terms = th.as_tensor(discounted_sums(batch, model.gamma)) * log_probs
-    of_episodes = th.stack([part.sum() for part in terms.split([len(rewards) for rewards in batch])])
-    halves = [
-        vector_of({name: p.grad for name, p in model.policy.named_parameters() if p.grad is not None})
-        for half in (of_episodes[::2], of_episodes[1::2])
-        if (model.policy.zero_grad(), half.mean().backward(retain_graph=True))
-    ]
-    whole = (4 * halves[0] + 3 * halves[1]) / 7
-    assert log["train/grad_norm"] == pytest.approx(np.linalg.norm(whole), rel=1e-4)
-    assert log["train/grad_signal"] == pytest.approx(halves[0] @ halves[1] / (whole @ whole), rel=1e-4)
 
 
 @pytest.mark.parametrize("normalize_value", [True, False])

@@ -76,8 +76,11 @@ def test_a_solution_may_be_deterministic():
 
 
 def test_density_is_no_probability():
-    """The entropy of a Gaussian can be below zero."""
-    assert look((PATIENCE, dict(entropy_loss=3.0)), is_discrete=False) == []
+    """The entropy of a Gaussian can be below zero: it is deterministic when little is left of its standard deviation."""
+    dense, shrunk = dict(entropy_loss=3.0), dict(entropy_loss=3.0, std=1.9e-3)
+    assert look((PATIENCE, dense), is_discrete=False) == []
+    assert look((1, dict(std=2.0)), (PATIENCE, shrunk), is_discrete=False) == [DETERMINISTIC]
+    assert look((1, dict(std=1.8)), (PATIENCE, shrunk), is_discrete=False) == []
 
 
 def warnings_of(env, total_timesteps, policy="MlpPolicy", **kwargs):

@@ -45,7 +45,8 @@ N_VALUE_EPOCHS = 30
 EXPLANATION = """\
 variance: trace of the covariance between batches. SNR: squared norm of the expectation over that variance (blank: no signal
 can be told from the noise). cosine: between two independent batches. noise scale: number of episodes at which the SNR is 1.
-The estimates are those of the formula: normalize_advantage, reduction and gae_lambda of the model are left out."""
+The estimates are those of the formula: normalize_advantage, reduction and gae_lambda of the model are left out. If the model
+bootstraps at time limits, the returns of all baselines do."""
 
 COLUMNS = ("returns", "baseline", "n_episodes", "n_batches", "variance", "snr", "cosine", "noise_scale")
 

@@ -2,13 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rl_zoo3.utils import ALGOS, linear_schedule
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_reinforce.arguments import check_arguments
+from sb3_reinforce.arguments import HINTS, check_arguments
 from sb3_reinforce.checks import check_number, closest
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.zoo.hyperparams_opt import target_kl_schedule
@@ -41,18 +42,22 @@ REINFORCE_SCHEDULES: dict[str, Callable[[float], Schedule]] = {
 }
 
 
-def check_keys(given: Collection[str], allowed: Collection[str], what: str) -> None:
+def check_keys(
+    given: Collection[str], allowed: Collection[str], what: str, hints: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """
     Check that keys are known.
 
     :param given: Keys to check
     :param allowed: Keys that can be
     :param what: What the keys are, for the message
+    :param hints: What takes the place of keys of other algorithms
     :raises ValueError: If a key is not allowed; names the closest one that is
     """
     for key in sorted(given, key=str):
         if key not in allowed:
-            raise ValueError(f"{key!r} is not {what}, did you mean {closest(str(key), sorted(allowed))!r}?")
+            hint = f": {hints[key]}" if key in hints else f", did you mean {closest(str(key), sorted(allowed))!r}?"
+            raise ValueError(f"{key!r} is not {what}{hint}")
 
 
 def check_entry(algo: str, entry: dict[str, Any], where: str) -> None:
@@ -65,7 +70,8 @@ def check_entry(algo: str, entry: dict[str, Any], where: str) -> None:
     :raises ValueError: If a key is unknown or missing, or the number of environments cannot be
     """
     arguments = inspect.signature(ALGOS[algo]).parameters.keys() - NOT_IN_AN_ENTRY
-    check_keys(entry, arguments | ZOO_KEYS, f"a hyperparameter of {algo}")
+    hints = HINTS if algo == "reinforce" else {}
+    check_keys(entry, arguments | ZOO_KEYS, f"a hyperparameter of {algo}", hints)
     for key in ("policy", "n_timesteps"):
         if key not in entry:
             raise ValueError(f"{key!r} is missing from the hyperparameters of {where}")
