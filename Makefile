@@ -14,7 +14,7 @@ SOURCES := sb3_reinforce tests benchmarks
 # Small networks: more threads only get in each other's way
 export OMP_NUM_THREADS := 1
 
-.PHONY: help install train test test-fast fuzz lint type format commit-checks clean
+.PHONY: help install train test test-fast fuzz docs lint type format commit-checks clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,7 @@ help:  ## Show this list
 $(PACKAGE): pyproject.toml constraints.txt
 	@test -n "$(BASE)" || { echo "None of $(PYTHON) is Python 3.11, 3.12 or 3.13, which constraints.txt is for:" \
 		"name one with PYTHON=, or install the package without it (Python 3.10: pip install -e .)"; exit 1; }
+	@echo "Installing into $(VENV): about 400 MB are downloaded, unless pip has them in its cache"
 	$(BASE) -m venv $(if $(wildcard $@),,--clear) $(VENV)
 	$(PIP_INSTALL) -e .
 	touch $@
@@ -44,6 +45,9 @@ test-fast: $(TOOLS)  ## Run the tests that take no more than seconds
 fuzz: $(TOOLS)  ## Compare with the slow reference on thousands of random environments (FUZZ_CASES=2000)
 	FUZZ_CASES=$${FUZZ_CASES:-2000} $(BIN)/python -m pytest -n 0 tests/test_reference.py
 
+docs: $(TOOLS)  ## Build the documentation into docs/_build/html, and run its notebooks
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
 lint: $(TOOLS)  ## Check code, format and the direction of imports
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -59,4 +63,4 @@ format: $(TOOLS)  ## Sort imports and format
 commit-checks: lint type  ## What must pass before a commit, besides the tests
 
 clean:  ## Remove .venv and what tools leave behind
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .coverage .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .hypothesis .coverage .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

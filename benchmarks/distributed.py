@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import torch as th
 import torch.distributed as dist
-from sb3_reinforce.checkpoint import find_states
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_reinforce import REINFORCE, distributed
+from sb3_reinforce import REINFORCE
 from sb3_reinforce.checks import versions
+from sb3_reinforce.parallel import processes
+from sb3_reinforce.resume.archive import find_states
 
 ENV_ID = "HalfCheetah-v4"
 N_EPISODES = 8
@@ -72,9 +73,9 @@ class Meter:
 def child(out: str) -> None:
     """Train, and write down what it took."""
     th.set_num_threads(1)
-    distributed.join()
-    env = make_vec_env(ENV_ID, seed=1000 * distributed.rank())
-    n_episodes = N_EPISODES * distributed.world_size()
+    processes.join()
+    env = make_vec_env(ENV_ID, seed=1000 * processes.rank())
+    n_episodes = N_EPISODES * processes.world_size()
     model = REINFORCE("MlpPolicy", env, n_episodes=n_episodes, seed=0, device="cpu").learn(1)
     meter = Meter()
     meter.attach("all_reduce", lambda tensor, *_: tensor.numel() * tensor.element_size())
@@ -83,8 +84,8 @@ def child(out: str) -> None:
     model.learn(N_UPDATES * n_episodes * 1000, reset_num_timesteps=False)
     seconds = time.perf_counter() - start
     # Whoever comes last does not wait for anybody
-    transfers = np.min(distributed.gather(meter.seconds), axis=0)
-    if distributed.rank() == 0:
+    transfers = np.min(processes.gather(meter.seconds), axis=0)
+    if processes.rank() == 0:
         figures = {
             "steps_per_second": (model.num_timesteps - before) / seconds,
             "seconds_per_update": seconds / N_UPDATES,

@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 import torch as th
-from sb3_reinforce.checkpoint import TrainingStateCallback
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.checks import versions
+from sb3_reinforce.resume import TrainingStateCallback
 
 ENV = "InvertedPendulum-v4"
 N_TIMESTEPS = 2_000_000

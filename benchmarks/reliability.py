@@ -25,13 +25,14 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch as th
-from sb3_reinforce.checkpoint import TrainingStateCallback, find_states
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.checks import versions
+from sb3_reinforce.resume import TrainingStateCallback
+from sb3_reinforce.resume.archive import find_states
 
 N_TIMESTEPS = 24_000
 SAVE_FREQ = 800

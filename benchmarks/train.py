@@ -5,6 +5,9 @@ Train REINFORCE on one environment, evaluate it over 20 episodes, and draw its l
 """
 
 import argparse
+import os
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from sb3_reinforce import REINFORCE
 
 def main() -> None:
     """Train, evaluate, draw."""
+    warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)  # The tutorial's environment is v4
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="InvertedPendulum-v4", help="environment ID")
     parser.add_argument("-n", "--n-timesteps", type=int, default=100_000, help="number of time steps")
@@ -41,7 +45,7 @@ def main() -> None:
     print(f"Mean return over 20 deterministic episodes: {np.mean(scores):.1f} +/- {np.std(scores, ddof=1):.1f}")
     print(f"Model:          {folder / args.env}.zip")
     print(f"Learning curve: {picture}")
-    print(f"TensorBoard:    tensorboard --logdir {folder}")
+    print(f"TensorBoard:    {os.path.relpath(Path(sys.executable).with_name('tensorboard'))} --logdir {folder}")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,6 @@ def to_single_precision(rewards: np.ndarray, **arrays: np.ndarray) -> list[np.nd
         raise ValueError(
             f"One of {', '.join(arrays)} is not finite in single precision (largest reward "
             f"{np.abs(rewards).max(initial=0)}): no update was made. Scale the rewards down, for example with "
-            "VecNormalize, or look at the critic's values"
+            "VecNormalize; look at the rewards that a callback has filled in, and at the critic's values"
         )
     return converted

@@ -40,6 +40,9 @@ HINTS = {
     "n_epochs": "the policy takes one step per batch; the critic has n_value_epochs",
     "vf_coef": "the critic has an optimizer of its own, with value_learning_rate",
     "clip_range": "target_kl limits the step",
+    "clip_range_vf": "the critic has an optimizer of its own, and normalize_value for the scale of its targets",
+    "use_rms_prop": "policy_kwargs=dict(optimizer_class=...) chooses the optimizer, for natural_gradient=False",
+    "rms_prop_eps": "policy_kwargs=dict(optimizer_kwargs=...) are the arguments of the optimizer",
 }
 
 

@@ -122,8 +122,8 @@ def timestep(returns: np.ndarray, lengths: np.ndarray, sums: np.ndarray | None =
     ``N_t`` episodes that are not over; where all others are over, their mean return over all times. Unbiased; needs two
     episodes. Made for the reward-to-go: returns that are the same at all times want :func:`leave_one_out`.
 
-    Source: the time-dependent baseline of Greensmith et al., Variance reduction techniques for gradient estimates in
-    reinforcement learning, JMLR 5, 2004, estimated from the other episodes.
+    Source: the time-dependent baseline of Peters & Schaal, Reinforcement learning of motor skills with policy gradients,
+    Neural Networks 21, 2008, estimated from the other episodes.
 
     :param returns: Returns, shape ``(n_steps,)``
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``

@@ -87,6 +87,10 @@ class Episode:
         buffer, _ = self._rows()
         return buffer.rewards[self._steps]
 
+    @rewards.setter
+    def rewards(self, rewards: np.ndarray | float) -> None:
+        self.rewards[:] = rewards
+
     @property
     def infos(self) -> list[dict[str, Any]]:
         """Infos of each step: the ``info_keywords`` of the buffer."""

@@ -78,7 +78,7 @@ def natural_gradient(
     :param product: Result of :func:`fisher_vector_product`
     :param max_steps: Maximum number of steps of the conjugate gradient method
     :return: Natural gradient ``x`` with respect to each parameter, and the curvature ``g^T x``: a step ``a x`` makes the
-        divergence ``a^2 / 2 x^T F x = a^2 / 2 g^T x``, to leading order
+        divergence ``a^2 / 2 x^T (F + damping I) x = a^2 / 2 g^T x``, to leading order
     """
     # Imported here for the time that it takes
     from scipy.sparse.linalg import LinearOperator, cg

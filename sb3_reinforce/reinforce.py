@@ -83,8 +83,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         be a function of the current progress remaining (default: from 0.05 to 0.005). ``None``: no limit.
     :param natural_gradient: Whether to step along the natural gradient ``x = F^-1 g`` (Kakade, A natural policy gradient,
         2001), ``F`` being the Fisher information of the policy, a mean over the steps of the batch, instead of taking ``g`` to
-        the optimizer of the policy. With ``target_kl``, the length of the step makes it the divergence ``1/2 x^T F x``;
-        without, it is ``learning_rate``.
+        the optimizer of the policy. With ``target_kl``, the length of the step makes ``1/2 x^T (F + cg_damping I) x`` equal
+        to it; without, the length is ``learning_rate``.
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves ``F x = g``
     :param cg_damping: Multiple of the identity that is added to ``F``
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration (default:

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import gymnasium as gym
@@ -39,6 +40,11 @@ def test_train(tmp_path):
         assert str(path) in run.stdout and path.stat().st_size > 0
     assert len(list(folder.glob("REINFORCE_1/events.out.tfevents.*"))) == 1
     assert REINFORCE.load(folder / "InvertedPendulum-v4.zip").num_timesteps >= 500
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("benchmarks/[a-z]*.py")))
+def test_scripts_can_be_imported(name):
+    import_module(f"benchmarks.{name}")
 
 
 def test_checkout_is_small():

@@ -311,7 +311,7 @@ BAD_INPUT = [
     (("--algos", "x=reinforce:n_steps:9"), "'n_steps' is not a hyperparameter of reinforce: a batch is n_episodes whole"),
     (("--algos", "x=reinforce:baseline:means"), "baseline='means' must be one of"),
     (("--algos", "x=reinforce:baseline"), "'baseline' in 'x=reinforce:baseline' must be key:value"),
-    (("--algos", "x=reinforce:gamma:[1"), "is not YAML"),
+    (("--algos", "x=reinforce:gamma:[1"), "is neither a word nor Python"),
     (("--algos", "x=reinforce:learning_rate:-1e-4"), "learning_rate"),
     (("--algos", "x=reinforce:n_envs:8,n_episodes:4"), "n_episodes=4 must be at least the number of environments, 8"),
     (("--algos", "reinforce", "x=ppo:n_steps:abc"), "x cannot be set up on Plain-v0: "),

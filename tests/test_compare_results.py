@@ -245,7 +245,7 @@ def test_curves_are_means_with_intervals(monkeypatch, tmp_path):
     # A quarter of the resamples is the first run twice, another the second: the interval is from one to the other
     (band,) = axes.collections
     assert {tuple(point) for point in band.get_paths()[0].vertices} == {(10, 0), (10, 4), (20, 2)}
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["a"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a"]
 
 
 def test_references():

@@ -115,7 +115,8 @@ def test_names_of_sb3():
 
     class Check(Keep):
         def check(self, buffer):
-            buffer.episodes[1].rewards[:] = 7.0
+            buffer.episodes[1].rewards = 6.0
+            buffer.episodes[1].rewards += 1.0
             assert (buffer.rewards[3:6] == 7).all()
             for name in ("observations", "actions", "rewards"):
                 parts = np.concatenate([getattr(episode, name) for episode in buffer.episodes])

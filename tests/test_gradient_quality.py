@@ -2,16 +2,19 @@
 
 import os
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.gradients import ESTIMATORS, batch_gradients, collect, fit_critic, gradients, measure, quality
+from sb3_reinforce.compare.gradients import make_model as gradient_model
 from sb3_reinforce.compare.plots import plot_gradients
-from tests.envs import CountEnv
+from tests.envs import CountEnv, SpacesEnv
 from tests.helpers import PLAIN, gradient_of
 from tests.test_dict_env import CELL, VECTOR
 from tests.test_dict_env import make_env as make_dict_env
@@ -184,7 +187,10 @@ def test_command(tmp_path):
     succeed(tmp_path, "gradients", "--model", model, *options, "--out", tmp_path / "trained")
     assert (tmp_path / "trained/gradients.csv").read_bytes() == first
     assert len(list((model.parent).glob("**/events.*"))) == 0
-    output = succeed(tmp_path, "gradients", "--env", "CartPole-v1", *options, "--out", tmp_path / "fresh")
+    chosen = ("--estimators", "reward_to_go:timestep", "episode:none")
+    output = succeed(tmp_path, "gradients", "--env", "CartPole-v1", *options, *chosen, "--out", tmp_path / "fresh")
+    table = pd.read_csv(tmp_path / "fresh/gradients.csv", keep_default_na=False)
+    assert set(zip(table["returns"], table["baseline"], strict=True)) == {("reward_to_go", "timestep"), ("episode", "none")}
     assert "a fresh policy in CartPole-v1" in output and "the highest signal-to-noise ratio without bias is that of" in output
 
 
@@ -197,6 +203,7 @@ def test_command(tmp_path):
         (("--env", "CartPole-v1", "--batch-sizes", "1"), "batch_sizes=1 must be an integer in [2, 128]"),
         (("--env", "CartPole-v1", "--out", os.devnull), f"--out {os.devnull} must be a folder"),
         (("--env", "CartPole-v1", "-n", "16", "--batch-sizes", "9"), "batch_sizes=9 must be an integer in [2, 8]"),
+        (("--env", "CartPole-v1", "--estimators", "episode:value"), r"estimator=('episode', 'value') must be one of ("),
         (("--env", "CartPole-v1", "-n", "3"), "n_episodes=3 must be an integer in [4, inf)"),
     ],
 )
@@ -213,6 +220,17 @@ def test_discarded_episodes(tmp_path):
     model.save(tmp_path / "Pendulum-v1")
     with pytest.raises(ValueError, match="time_limit='discard' leaves out episodes"):
         gradients(tmp_path / "out", tmp_path / "Pendulum-v1.zip")
+
+
+@pytest.mark.parametrize(
+    "observation, policy", [(spaces.Dict(a=spaces.Discrete(3)), "MultiInputPolicy"), (spaces.Discrete(3), "MlpPolicy")]
+)
+def test_fresh_policy_fits_the_observations(observation, policy):
+    gym.register("Observing-v0", lambda **kwargs: SpacesEnv(observation, spaces.Discrete(2)))
+    try:
+        assert type(gradient_model(None, "Observing-v0", 0).policy) is REINFORCE.policy_aliases[policy]
+    finally:
+        del gym.registry["Observing-v0"]
 
 
 def test_number_of_episodes_is_the_one_asked_for():

@@ -384,6 +384,8 @@ def test_model_of_another_algorithm(algorithm, name, tmp_path):
         ("batch_size", "value_batch_size"),
         ("n_epochs", "n_value_epochs"),
         ("vf_coef", "critic"),
+        ("clip_range_vf", "normalize_value"),
+        ("use_rms_prop", "optimizer_class"),
         ("min_steps", "target_steps"),
     ],
 )

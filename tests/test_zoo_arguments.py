@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import yaml
 
-from sb3_reinforce.zoo.arguments import module, python_source, split
+from sb3_reinforce.zoo.arguments import module, plain_value, python_source, split
 from tests.zoo_command import FORKSERVER
 
 
@@ -29,6 +29,8 @@ from tests.zoo_command import FORKSERVER
         ("[64, 64]", [64, 64]),
         ("{'a': 1}", {"a": 1}),
         ("dict(net_arch=[8])", {"net_arch": [8]}),
+        ("{net_arch: [8]}", {"net_arch": [8]}),
+        ("1-0.01", 0.99),
         ("'a b'", "a b"),
     ],
 )
@@ -40,6 +42,13 @@ def test_values(text, value):
 def test_what_is_no_value(text):
     with pytest.raises(ValueError, match="is neither a word nor Python"):
         python_source(text)
+
+
+@pytest.mark.parametrize(
+    "text, value", [("(8, 8)", [8, 8]), ("null", None), ("dict(a=nn.Tanh)", "dict(a=nn.Tanh)"), ("1e-4", 1e-4)]
+)
+def test_values_in_a_file(text, value):
+    assert plain_value(text) == value
 
 
 def test_split():

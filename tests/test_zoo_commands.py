@@ -16,6 +16,7 @@ import yaml
 import sb3_reinforce
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
+from sb3_reinforce.zoo.rendering import follow_robot
 from tests.zoo_command import ENVIRON, FORKSERVER, call, files, monitored, policy, succeed
 
 ENV_ID = "InvertedPendulum-v4"
@@ -328,11 +329,26 @@ def test_track(tmp_path):
 # === Trained agents ===
 
 
+@pytest.mark.parametrize(
+    "env_id, arguments, expected",
+    [
+        ("HalfCheetah-v4", [], ["--env-kwargs", "camera_name:'track'"]),
+        ("HalfCheetah-v4", ["--env-kwargs", "width:64"], ["--env-kwargs", "camera_name:'track'", "width:64"]),
+        ("HalfCheetah-v4", ["--env-kwargs", "camera_id:0"], ["--env-kwargs", "camera_id:0"]),
+        ("Reacher-v5", ["-n", "5"], ["-n", "5"]),  # No such camera
+        ("CartPole-v1", [], []),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*MUJOCO_LOG")
+def test_camera_follows(env_id, arguments, expected):
+    assert follow_robot(env_id, arguments) == expected
+
+
 @pytest.mark.parametrize("env_id, score", [("InvertedPendulum-v4", 950), ("Swimmer-v4", 340), ("HalfCheetah-v4", 4000)])
-def test_enjoy_trained_agents(env_id, score):
-    """Those of the repository, found as the README says."""
+def test_enjoy_trained_agents(env_id, score, tmp_path):
+    """Those of the package, found in any folder."""
     root = Path(sb3_reinforce.__file__).parents[1]
-    output = call_and_succeed(root, "enjoy", "--algo", "reinforce", "--env", env_id, "--no-render", "-n", "1000")
+    output = call_and_succeed(tmp_path, "enjoy", "--algo", "reinforce", "--env", env_id, "--no-render", "-n", "1000")
     assert float(re.search(r"Mean reward: (\S+)", output)[1]) > score
     (agent,) = (root / "rl-trained-agents" / "reinforce").glob(f"{env_id}_*/{env_id}.zip")
     assert agent.stat().st_size < 200_000
@@ -479,12 +495,14 @@ BAD_TRAIN = [
 ]
 PLOT = ("-a", "reinforce", "-e", ENV_ID, "-f", "missing")
 BAD_AGENT = [
-    (("enjoy", *AGENT), 1, [ENV_ID, "--folder rl-trained-agents"]),
+    (("enjoy", *AGENT), 1, [f"no model of reinforce for {ENV_ID}", "rl-trained-agents"]),
     (("enjoy", *AGENT[:3], "Parity-v0"), 1, ["--env Parity-v0 is not registered"]),
-    (("enjoy", *AGENT, "-f", "empty"), 1, ["empty/reinforce"]),
-    (("enjoy", *AGENT, "-f", "runs"), 1, [ENV_ID, f"runs/{RUN}/{ENV_ID}.zip"]),
-    (("enjoy", *AGENT, "-f", "runs", "--load-checkpoint", "7"), 1, [f"runs/{RUN}/rl_model_7_steps.zip"]),
-    (("record_video", *AGENT, "-f", "empty"), 1, ["empty/reinforce"]),
+    # Registered by RL Zoo
+    (("enjoy", *AGENT[:3], "CartPoleNoVel-v1"), 1, ["no model of reinforce for CartPoleNoVel-v1"]),
+    (("enjoy", "--env", "CartPole-v1"), 1, ["no model of ppo for CartPole-v1", "TRUST_REMOTE_CODE=True"]),
+    (("enjoy", *AGENT, "-f", "empty"), 1, ["no model of reinforce", "empty"]),
+    (("enjoy", *AGENT, "-f", "runs"), 1, [ENV_ID, "--folder runs"]),
+    (("record_video", *AGENT, "-f", "empty"), 1, ["no model of reinforce", "empty"]),
     (("record_training", *AGENT, "-f", "runs"), 1, ["reinforce", ENV_ID, "runs"]),
     (("benchmark", "--no-hub", "--log-dir", "missing"), 1, ["missing"]),
     (("benchmark", "--no-hub", "--log-dir", "empty"), 1, ["empty"]),

@@ -15,7 +15,7 @@ from optuna.samplers import RandomSampler
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.zoo.hyperparams import FOLDER, hyperparams, read_hyperparams
+from sb3_reinforce.zoo.hyperparams import FOLDER, find_file, hyperparams, read_hyperparams
 from sb3_reinforce.zoo.hyperparams_opt import convert_reinforce_params, sample_reinforce_params, target_kl_schedule
 from tests.zoo_command import FORKSERVER
 
@@ -126,6 +126,12 @@ def test_mujoco_entries():
     for env_id in (f"{name}-v{version}" for name in names - {"Hopper"} for version in (4, 5)):
         better = settings["natural" if env_id.startswith("Reacher") else "value"]
         assert entries[env_id] == better[env_id]
+
+
+def test_file_by_name():
+    assert find_file("mujoco_value") == str(FOLDER / "mujoco_value.yml")
+    for name in (None, "mine.yml", "package.module", "hyperparams/mujoco_value"):
+        assert find_file(name) == name
 
 
 def test_target_kl_schedule():

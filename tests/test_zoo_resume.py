@@ -58,7 +58,9 @@ def test_killed(undisturbed, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / FOLDER / f"{ENV_ID}.zip").exists()
-    succeed(tmp_path, *TRAIN[:5], "--resume", "latest", runner=call)
+    output = succeed(tmp_path, *TRAIN[:5], "--resume", "latest", "-n", 9, runner=call)
+    assert re.search(rf"Going on with {FOLDER} from time step \d+ of {BUDGET[1]}\b", output)
+    assert "with the arguments it was started with: -n has no effect" in output
     assert outcome(tmp_path) == outcome(undisturbed)
     # One folder, one curve
     assert len(os.listdir(tmp_path / "logs/reinforce")) == len(os.listdir(tmp_path / "tb" / ENV_ID)) == 1

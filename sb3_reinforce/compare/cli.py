@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         "sb3-reinforce compare",
         description="Train algorithms on environments with many seeds, evaluate them, and write a report.",
-        epilog="A variant of an algorithm is NAME=ALGO:key:value,key:value with values in YAML, for example "
+        epilog="A variant of an algorithm is NAME=ALGO:key:value,key:value with the values of train -params, for example "
         "no_baseline=reinforce:baseline:null. conf_file:FILE.yml takes the hyperparameters from another file, "
         "entry:NAME another entry than that of the environment, such as RL Zoo's entry:default.",
     )
@@ -102,6 +102,17 @@ def compare() -> None:
     sys.exit(0 if is_complete else 1)
 
 
+def estimator(text: str) -> tuple[str, str | None]:
+    """
+    Read an estimator of ``--estimators``.
+
+    :param text: A return and a baseline
+    :return: Both
+    """
+    returns, _, baseline = text.partition(":")
+    return returns, None if baseline == "none" else baseline
+
+
 def gradients() -> None:
     """Run ``sb3-reinforce gradients``."""
     parser = Parser(
@@ -112,7 +123,11 @@ def gradients() -> None:
     parser.add_argument("--model", type=Path, metavar="ZIP", help="a trained REINFORCE (default: a fresh one)")
     parser.add_argument("--env", metavar="ID", help="environment ID (default: the name of the model's file)")
     parser.add_argument("-n", "--n-episodes", type=int, default=256, help="number of episodes")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 4, 8, 16, 32], help="episodes per estimate")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, help="episodes per estimate (default: 2 4 8 16 32)")
+    parser.add_argument(
+        "--estimators", nargs="+", type=estimator, metavar="RETURNS:BASELINE",
+        help="such as reward_to_go:timestep episode:none (default: all, of which the picture shows the reward_to_go)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="random generator seed")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--gym-packages", nargs="+", type=module, default=[], help="modules that register environments")
@@ -123,7 +138,7 @@ def gradients() -> None:
     for name in args.gym_packages:
         import_module(name)
     command = shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
-    gradients.gradients(args.out, args.model, args.env, args.n_episodes, args.batch_sizes, args.seed, command)
+    gradients.gradients(args.out, args.model, args.env, args.n_episodes, args.batch_sizes, args.seed, command, args.estimators)
     print((args.out / "gradients.md").read_text())
 
 

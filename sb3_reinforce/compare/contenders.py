@@ -15,9 +15,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce.checks import closest
 from sb3_reinforce.compare.references import REFERENCES
+from sb3_reinforce.zoo.arguments import plain_value
 from sb3_reinforce.zoo.entries import check_keys
 from sb3_reinforce.zoo.exp_manager import ExperimentManager
-from sb3_reinforce.zoo.hyperparams import read_hyperparams
+from sb3_reinforce.zoo.hyperparams import find_file, read_hyperparams
 
 #: Settings of a variant that say where its hyperparameters come from
 SOURCES = ("conf_file", "entry")
@@ -58,8 +59,8 @@ def parse_contender(text: str) -> Contender:
     """
     Read a contender as it is written on the command line.
 
-    :param text: ``ALGO`` or ``NAME=ALGO:key:value,key:value``. The values are YAML. ``conf_file`` names a YAML file of
-        hyperparameters, ``entry`` the entry to take from the file, instead of that of the environment
+    :param text: ``ALGO`` or ``NAME=ALGO:key:value,key:value``, with the values of ``train -params``. ``conf_file`` names a
+        YAML file of hyperparameters, ``entry`` the entry to take from the file, instead of that of the environment
     :return: The contender
     :raises ValueError: If the text is of another form, or there is no such algorithm
     """
@@ -77,15 +78,12 @@ def parse_contender(text: str) -> Contender:
         if not colon:
             raise ValueError(f"{item!r} in {text!r} must be key:value")
         try:
-            # None as `sb3-reinforce train` takes it, too
-            settings[key.strip()] = None if value.strip() == "None" else yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{value!r} in {text!r} is not YAML") from error
-        if re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value.strip(), re.IGNORECASE):
-            settings[key.strip()] = float(value)  # YAML takes 1e-4, without a point, for a text
+            settings[key.strip()] = plain_value(value.strip())
+        except ValueError as error:
+            raise ValueError(f"{item!r} in {text!r}: {error}") from error
     conf_file = settings.get("conf_file", "hyperparams.yml")
-    if not (isinstance(conf_file, str) and conf_file.endswith((".yml", ".yaml"))):
-        raise ValueError(f"conf_file:{conf_file} must be a .yml file")
+    if not (isinstance(conf_file, str) and str(find_file(conf_file)).endswith((".yml", ".yaml"))):
+        raise ValueError(f"conf_file:{conf_file} must be a .yml file, or the name of one that comes with the package")
     return Contender(name, algo, settings)
 
 
@@ -113,7 +111,7 @@ def read_entries(algo: str, conf_file: str | None) -> dict[str, Any]:
         zoo = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml"
         return {**(read_entries(algo, str(zoo)) if zoo.is_file() else {}), **read_hyperparams(algo)}
     try:
-        return yaml.safe_load(Path(conf_file).read_text()) or {}
+        return yaml.safe_load(Path(str(find_file(conf_file))).read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"conf_file:{conf_file} cannot be read: {error}") from error
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch as th
-from gymnasium.spaces import flatdim
+from gymnasium.spaces import Dict, flatdim
 from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.func import functional_call, vjp, vmap
 
@@ -21,7 +22,7 @@ from sb3_reinforce.arguments import MAX_LINEAR_NUMBERS, OF_REWARD_TO_GO
 from sb3_reinforce.baselines import BASELINES
 from sb3_reinforce.batch import EpisodeRolloutBufferSamples, flat_observations
 from sb3_reinforce.batch_policy import batch_policy
-from sb3_reinforce.checks import check_number, to_schedule
+from sb3_reinforce.checks import check_choice, check_number, to_schedule
 from sb3_reinforce.compare.contenders import check_env
 from sb3_reinforce.compare.plots import plot_gradients
 from sb3_reinforce.reinforce import REINFORCE
@@ -40,6 +41,9 @@ ESTIMATORS: tuple[Estimator, ...] = tuple(
 
 #: Passes of a critic that is fitted here
 N_VALUE_EPOCHS = 30
+
+#: Numbers of episodes per estimate
+BATCH_SIZES = (2, 4, 8, 16, 32)
 
 #: What the report says of its columns
 EXPLANATION = """\
@@ -151,7 +155,7 @@ def quality(gradients: Iterable[np.ndarray], n_episodes: int) -> dict[str, np.nd
       that is not positive, as no signal can be told from the noise
     * ``cosine``: mean cosine between two different batches; a gradient of zero has none with any other
     * ``noise_scale``: ``n variance / |G|^2``, the number of episodes at which signal and noise are equal (McCandlish et
-      al., An empirical model of large-batch training, https://arxiv.org/abs/1812.06162, eq. 2.8)
+      al., An empirical model of large-batch training, https://arxiv.org/abs/1812.06162, eq. 2.9)
 
     :param gradients: Gradients of the batches, each of shape ``(n_estimators, n_parameters)``, two batches or more
     :param n_episodes: Number of episodes per batch
@@ -184,16 +188,17 @@ def quality(gradients: Iterable[np.ndarray], n_episodes: int) -> dict[str, np.nd
     }
 
 
-def measure(model: REINFORCE, batch_sizes: Sequence[int]) -> pd.DataFrame:
+def measure(model: REINFORCE, batch_sizes: Sequence[int], estimators: Sequence[Estimator] = ESTIMATORS) -> pd.DataFrame:
     """
-    Measure the quality of all estimators on the episodes in the rollout buffer of a model.
+    Measure the quality of estimators on the episodes in the rollout buffer of a model.
 
     :param model: A model with episodes in its rollout buffer
     :param batch_sizes: Numbers of episodes per batch
+    :param estimators: Returns and baselines; ``"linear"`` is left out where observations are too large for it
     :return: One row per estimator and number of episodes, with the columns :data:`COLUMNS`
     """
     is_narrow = flatdim(model.observation_space) <= MAX_LINEAR_NUMBERS
-    estimators = [(returns, baseline) for returns, baseline in ESTIMATORS if is_narrow or baseline != "linear"]
+    estimators = [(returns, baseline) for returns, baseline in estimators if is_narrow or baseline != "linear"]
     names = pd.DataFrame([(returns, baseline or "none") for returns, baseline in estimators], columns=list(COLUMNS[:2]))
     tables = [names.assign(n_episodes=n, **quality(batch_gradients(model, n, estimators), n)) for n in batch_sizes]
     return pd.concat(tables).sort_values(["returns", "baseline", "n_episodes"], kind="stable")[list(COLUMNS)]
@@ -229,7 +234,10 @@ def make_model(model_path: Path | None, env_id: str, seed: int) -> REINFORCE:
     """
     env = make_env(model_path, env_id, seed)
     if model_path is None:
-        return REINFORCE("MlpPolicy", env, seed=seed)
+        space = env.observation_space
+        is_image = is_image_space(space)
+        policy = "MultiInputPolicy" if isinstance(space, Dict) else "CnnPolicy" if is_image else "MlpPolicy"
+        return REINFORCE(policy, env, seed=seed)
     model = REINFORCE.load(model_path, env=env, seed=seed)
     if model.time_limit == "discard":
         raise ValueError("time_limit='discard' leaves out episodes: the numbers per batch would not be those asked for")
@@ -271,9 +279,10 @@ def gradients(
     model_path: Path | str | None = None,
     env_id: str | None = None,
     n_episodes: int = 256,
-    batch_sizes: Sequence[int] = (2, 4, 8, 16, 32),
+    batch_sizes: Sequence[int] | None = None,
     seed: int = 0,
     command: str = "",
+    estimators: Sequence[Estimator] | None = None,
 ) -> pd.DataFrame:
     """
     Measure how good gradient estimates of a policy are, and write ``gradients.csv``, ``gradients.md`` and a picture.
@@ -284,9 +293,12 @@ def gradients(
     :param model_path: A saved ``REINFORCE``; ``None``: a fresh one
     :param env_id: Id of the environment; ``None``: the name of the model's file
     :param n_episodes: Number of episodes
-    :param batch_sizes: Numbers of episodes per gradient estimate
+    :param batch_sizes: Numbers of episodes per gradient estimate; ``None``: 2, 4, 8, 16 and 32, as far as they are at most
+        half of ``n_episodes``
     :param seed: Seed
     :param command: The command that asked for this, for the report
+    :param estimators: Returns and baselines, of :data:`ESTIMATORS`. ``None``: all, of which the picture shows those of the
+        reward-to-go
     :return: What was measured
     :raises ValueError: If an argument cannot be
     """
@@ -298,8 +310,11 @@ def gradients(
     env_id = env_id or model_path.stem  # type: ignore[union-attr]
     check_env(env_id)
     check_number("n_episodes", n_episodes, 4, integer=True)
+    batch_sizes = batch_sizes or [size for size in BATCH_SIZES if size <= n_episodes // 2]
     for size in batch_sizes:
         check_number("batch_sizes", size, 2, n_episodes // 2, integer=True)
+    for estimator in estimators or ():
+        check_choice("estimator", estimator, ESTIMATORS)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} must be a folder, or a path where one can be made")
     model = make_model(model_path, env_id, seed)
@@ -311,7 +326,7 @@ def gradients(
     if not has_critic:
         fit_critic(model, n_episodes)
     collect(model, n_episodes)
-    table = measure(model, batch_sizes)
+    table = measure(model, batch_sizes, estimators or ESTIMATORS)
     table.to_csv(out / "gradients.csv", index=False, float_format="%.6g")
     lengths = model.rollout_buffer.lengths
     title = f"""# Gradient estimates of {"a fresh policy" if model_path is None else model_path.name} in {env_id}
@@ -325,5 +340,5 @@ def gradients(
 {EXPLANATION}
 value: {"the critic of the model" if has_critic else f"a critic fitted to {n_episodes} other episodes before"}."""
     (out / "gradients.md").write_text(report(table, title))
-    plot_gradients(table, out, env_id)
+    plot_gradients(table if estimators else table[table["returns"] == "reward_to_go"], out, env_id)
     return table

@@ -97,7 +97,8 @@ def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
     :param height: Height of a panel, in inches
     :return: The figure and its panels
     """
-    n_columns = min(len(envs), 3)
+    # As few empty panels as can be
+    n_columns = len(envs) if len(envs) <= 3 else 2 if len(envs) == 4 else min((3, 4), key=lambda n: -len(envs) % n)
     n_rows = -(-len(envs) // n_columns)
     width = 8.0 if n_columns == 1 else 5.0 * n_columns
     figure, grid = plt.subplots(n_rows, n_columns, figsize=(width, height * n_rows), layout="constrained", squeeze=False)
@@ -108,6 +109,20 @@ def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
         axes.set_title(env_id)
         axes.grid(alpha=0.3)
     return figure, panels[: len(envs)]
+
+
+def add_legend(figure: Figure, panels: list[Axes]) -> None:
+    """
+    Add a legend of the lines of all panels: where the first free panel would be, or within the first panel.
+
+    :param figure: A figure
+    :param panels: Its panels
+    """
+    lines = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
+    if lines:
+        free = figure.axes[len(panels) :]
+        axes, place = (free[0], "center") if free else (panels[0], "best")
+        axes.legend(handles=list(lines.values()), loc=place, fontsize="medium" if free else "small")  # type: ignore[call-overload]
 
 
 def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path, svg: bool = False) -> None:
@@ -132,7 +147,7 @@ def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path, 
                 color, dashes, marker = style[str(contender)]
                 axes.plot(
                     x, returns.mean(axis=0), color=color, label=contender, dashes=dashes or (None, None),
-                    marker=marker, markevery=max(len(x) // 6, 1), markersize=6, markeredgecolor="white",
+                    marker=marker, markevery=max(len(x) // 6, 1), markersize=6, markeredgecolor="white", clip_on=False,
                 )  # fmt: skip
                 if len(returns) > 1 and len(x):
                     resampled = bootstrap((returns,), np.mean, n_resamples=REPS, method="percentile", random_state=0)
@@ -140,14 +155,14 @@ def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path, 
             threshold = comparison["thresholds"][env_id]
             if threshold is not None:
                 axes.axhline(threshold, color="0.3", linewidth=0.8, linestyle=":")
+                place = axes.get_yaxis_transform()
+                axes.text(0.01, threshold, f"solved: {threshold:g}", transform=place, va="bottom", fontsize="small")
             axes.set(xlabel=label, ylabel="Return (mean of 20 training episodes)")
             if axis == "num_timesteps":
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             else:
                 axes.set_xscale("log")
-        lines = {line.get_label(): line for axes in panels for line in axes.get_legend_handles_labels()[0]}
-        if lines:
-            figure.legend(handles=lines.values(), fontsize="small", loc="outside right upper")
+        add_legend(figure, panels)
         save(figure, folder / name, svg)
 
 
@@ -188,27 +203,25 @@ def plot_scores(
 
 def plot_gradients(table: pd.DataFrame, folder: Path, title: str) -> None:
     """
-    Draw the quality of gradient estimates against the number of episodes: one line per return and baseline.
+    Draw the signal-to-noise ratio of gradient estimates and the cosine between two of them against the number of episodes, one
+    line per return and baseline, on a picture of the shape of a slide.
 
     :param table: As :func:`~sb3_reinforce.compare.gradients.measure` gives it
     :param folder: Where to write the picture
     :param title: Its title
     """
-    figure, panels = plt.subplots(2, 2, figsize=(11, 8), layout="constrained", sharex=True)
-    labels = {
-        "variance": "Variance",
-        "snr": "Signal-to-noise ratio",
-        "cosine": "Cosine between two batches",
-        "noise_scale": "Noise scale (episodes)",
-    }
+    figure, panels = plt.subplots(1, 2, figsize=(10.67, 6), layout="constrained")
+    labels = {"snr": "Signal-to-noise ratio", "cosine": "Cosine between two batches"}
     returns, baselines = (list(dict.fromkeys(table[key])) for key in ("returns", "baseline"))
-    colors = sns.color_palette("colorblind", len(baselines))
-    for axes, (key, label) in zip(panels.flat, labels.items(), strict=True):
+    hues = sns.color_palette("colorblind")
+    colors = [hues[number] for number in (0, 1, 2, 4, 7, 9)]
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
         for (name, baseline), line in table.groupby(["returns", "baseline"], sort=False):
             number = baselines.index(baseline)
             axes.plot(
                 line["n_episodes"], line[key], color=colors[number], marker=MARKERS[number], markersize=5,
-                dashes=DASHES[returns.index(name)] or (None, None), label=f"{name}, {baseline}",
+                dashes=DASHES[returns.index(name)] or (None, None), clip_on=False,
+                label=baseline if len(returns) == 1 else f"{name}, {baseline}",
             )  # fmt: skip
         axes.set(xscale="log", xlabel="Episodes per estimate", ylabel=label)
         axes.set_xticks(sorted(table["n_episodes"].unique()), [str(n) for n in sorted(table["n_episodes"].unique())])
@@ -216,6 +229,6 @@ def plot_gradients(table: pd.DataFrame, folder: Path, title: str) -> None:
         axes.grid(alpha=0.3)
         if key != "cosine" and (table[key] > 0).any():  # No estimator need have a signal
             axes.set_yscale("log")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right center", title="Return, baseline")
-    figure.suptitle(title)
+    panels[0].legend(title="Baseline" if len(returns) == 1 else "Return, baseline", fontsize="small")
+    figure.suptitle(f"{title}, {returns[0]}" if len(returns) == 1 else title)
     save(figure, folder / "gradients")

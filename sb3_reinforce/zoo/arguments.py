@@ -5,10 +5,13 @@ Imports nothing heavy: a mistake on the command line is answered at once.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, NoReturn
+
+import yaml
 
 #: Commands that import the modules of ``--gym-packages`` themselves
 IMPORTING = ("train", "enjoy")
@@ -50,38 +53,58 @@ def python_source(text: str) -> str:
     """
     Give the Python expression that a value on the command line stands for.
 
-    Values are Python (``[64, 64]``, ``dict(net_arch=[8])``, ``1e-3``). A text of one word needs no quotes (``mean``,
-    ``lin_0.1``), and ``null``, ``true`` and ``false`` can be written as in YAML.
+    Values are Python (``[64, 64]``, ``dict(net_arch=[8])``, ``1e-3``), with the names that RL Zoo knows (such as ``nn`` for
+    ``torch.nn``), or else YAML (``{net_arch: [8]}``). A text of one word needs no quotes (``mean``, ``lin_0.1``), and
+    ``null``, ``true`` and ``false`` can be written as in YAML.
 
     :param text: The value, as typed
     :return: Source of an expression
     :raises ValueError: If the text is neither
     """
+    from rl_zoo3 import utils
+
     text = CONSTANTS.get(text, text)
     if WORD.fullmatch(text) and text not in CONSTANTS.values():
         return repr(text)
     try:
-        compile(text, "value", "eval")
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{text!r} is neither a word nor Python: {error.args[0]}") from error
+        eval(text, dict(vars(utils)))
+    except Exception as error:  # An expression can raise any
+        try:
+            value = yaml.safe_load(text) if text.startswith(("{", "[")) else None
+        except yaml.YAMLError:
+            value = None
+        if value is None:
+            raise ValueError(f"{text!r} is neither a word nor Python: {error}") from error
+        return repr(value)
     return text
 
 
 def parse_value(text: str) -> Any:
     """
-    Evaluate a value on the command line, with the names that RL Zoo knows (such as ``nn`` for ``torch.nn``).
+    Evaluate a value on the command line.
 
     :param text: The value, as typed
     :return: The value
-    :raises ValueError: If the text is neither a word nor Python, or a name in it is not known
+    :raises ValueError: If the text is neither a word nor Python nor YAML
     """
     from rl_zoo3 import utils
 
-    source = python_source(text)
+    return eval(python_source(text), dict(vars(utils)))
+
+
+def plain_value(text: str) -> Any:
+    """
+    Evaluate a value on the command line, as it stands in a file of hyperparameters.
+
+    :param text: The value, as typed
+    :return: A value of numbers, texts, lists and dictionaries; the source of an expression that is none
+    :raises ValueError: If the text is neither a word nor Python nor YAML
+    """
+    value = parse_value(text)
     try:
-        return eval(source, dict(vars(utils)))
-    except Exception as error:  # An expression can raise any
-        raise ValueError(f"{text!r} cannot be evaluated: {error}") from error
+        return json.loads(json.dumps(value))
+    except TypeError:
+        return python_source(text)
 
 
 def python_pair(text: str) -> str:
@@ -96,10 +119,9 @@ def python_pair(text: str) -> str:
     if not key or not colon:
         raise argparse.ArgumentTypeError(f"{text!r} must be KEY:VALUE")
     try:
-        parse_value(value)
+        return f"{key}:{python_source(value)}"
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{key}: {error}") from error
-    return f"{key}:{python_source(value)}"
 
 
 def module(name: str) -> str:

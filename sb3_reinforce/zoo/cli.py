@@ -70,6 +70,7 @@ def check_agent(command: str, arguments: Sequence[str]) -> None:
     :raises ValueError: If one of them is missing
     """
     import gymnasium as gym
+    from rl_zoo3 import import_envs  # noqa: F401  What it registers, and custom_envs.py
 
     from sb3_reinforce.checks import closest
 
@@ -78,9 +79,11 @@ def check_agent(command: str, arguments: Sequence[str]) -> None:
         raise ValueError(f"--env {args.env} is not registered, did you mean {closest(args.env, list(gym.registry))}?")
     root, name = Path(args.folder, args.algo), args.env.replace("/", "-")
     # RL Zoo asks the hub, where no agent of REINFORCE is, or deletes the videos before it finds out
-    is_to_check = command == "record_training" or (args.algo == "reinforce" and "rl-trained-agents" in args.folder)
-    if is_to_check and not any([*root.glob(f"{name}.zip"), *root.glob(f"{name}_*/*.zip")]):
-        raise ValueError(f"no model of {args.algo} for {args.env} in --folder {args.folder}")
+    may_ask = "rl-trained-agents" in args.folder and args.algo != "reinforce" and command != "record_training"
+    is_trusted = bool(os.environ.get("TRUST_REMOTE_CODE"))
+    if not any([*root.glob(f"{name}.zip"), *root.glob(f"{name}_*/*.zip")]) and not (may_ask and is_trusted):
+        hint = ". With TRUST_REMOTE_CODE=True, RL Zoo looks for one on the Hugging Face Hub" if may_ask else ""
+        raise ValueError(f"no model of {args.algo} for {args.env} in --folder {args.folder}{hint}")
     if needs_pictures(command, arguments) and not rendering.can_render(args.env):
         packages = " or ".join(rendering.BACKENDS.values())
         raise ValueError(f"pictures of {args.env} need a display, or the system package {packages}")
@@ -123,8 +126,16 @@ def run_agent_command(command: str, arguments: list[str], gym_packages: Sequence
     register()
     for package in gym_packages:
         import_module(package)
+    args = agent_arguments(arguments)
+    is_default = args.algo == "reinforce" and args.folder == "rl-trained-agents"
+    if command == "enjoy" and is_default and not os.path.isdir(args.folder) and "--help" not in arguments:
+        from sb3_reinforce.zoo.hyperparams import AGENTS
+
+        arguments = [*arguments, "-f", str(AGENTS)]
     if command in RENDERING and "--help" not in arguments:
         check_agent(command, arguments)
+        if command in ("record_video", "push_to_hub"):
+            arguments = rendering.follow_robot(args.env, arguments)
     with upstream.hub_functions(), upstream.replaced(sys, "argv", [sys.argv[0], *arguments]):
         if command == "enjoy":
             from rl_zoo3.enjoy import enjoy

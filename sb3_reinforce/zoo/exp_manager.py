@@ -21,7 +21,7 @@ from sb3_reinforce.resume.archive import lock
 from sb3_reinforce.vec_env.envpool import EnvPoolVecEnv
 from sb3_reinforce.zoo import upstream
 from sb3_reinforce.zoo.entries import check_entry, check_reinforce, convert_schedules
-from sb3_reinforce.zoo.hyperparams import FOLDER, read_hyperparams
+from sb3_reinforce.zoo.hyperparams import FOLDER, find_file, read_hyperparams
 from sb3_reinforce.zoo.interrupts import ignoring_interrupts, stopping_at_an_update
 from sb3_reinforce.zoo.resume import cut_monitor_files, saved_hyperparams
 
@@ -42,7 +42,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
     """
 
     def __init__(self, *args: Any, resume: Path | None = None, on_envpool: bool = False, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{**kwargs, "config": find_file(kwargs.get("config"))})
         self.resume = resume
         self.on_envpool = on_envpool
         if on_envpool:
@@ -123,6 +123,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
         env_id = self.env_name.gym_id
         check_entry(self.algo, hyperparams, f"{env_id} in {self.config}")
         convert_schedules(self.algo, hyperparams)
+        if isinstance(hyperparams.get("normalize"), dict):  # RL Zoo takes the arguments from a text only
+            hyperparams["normalize"] = repr(hyperparams["normalize"])
         try:
             preprocessed = super()._preprocess_hyperparams(hyperparams)
         except (AttributeError, ImportError, NameError, SyntaxError) as error:
@@ -216,7 +218,9 @@ class ExperimentManager(exp_manager.ExperimentManager):
             return super()._load_pretrained_agent(hyperparams, env)
         for index, start in enumerate(self.monitor_starts):  # The times in the files go on
             env.env_method("set_wrapper_attr", "t_start", start, indices=index)
-        return REINFORCE.resume(self.save_path, env=env, device=self.device)
+        model = REINFORCE.resume(self.save_path, env=env, device=self.device)
+        print(f"Going on with {self.save_path} from time step {model.num_timesteps} of {self.n_timesteps}")
+        return model
 
     def learn(self, model: BaseAlgorithm) -> None:
         """

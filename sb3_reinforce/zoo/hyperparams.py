@@ -14,6 +14,9 @@ PACKAGE = Path(__file__).parents[1]
 #: Part of an installed package; beside the package in a checkout
 FOLDER = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
 
+#: Trained agents, likewise
+AGENTS = next(path for path in (PACKAGE / "rl_trained_agents", PACKAGE.parent / "rl-trained-agents") if path.is_dir())
+
 
 def read_hyperparams(algo: str) -> dict[str, Any]:
     """
@@ -24,6 +27,17 @@ def read_hyperparams(algo: str) -> dict[str, Any]:
     """
     path = FOLDER / f"{algo}.yml"
     return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def find_file(name: str | None) -> str | None:
+    """
+    Find a file of hyperparameters.
+
+    :param name: A file, a module, or the name of a file that comes with the package, such as ``mujoco_value``
+    :return: Path of the package's file if the name is that of one, otherwise the name
+    """
+    path = FOLDER / f"{name}.yml"
+    return str(path) if name and "/" not in name and path.is_file() else name
 
 
 hyperparams = read_hyperparams("reinforce")

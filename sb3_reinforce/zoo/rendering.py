@@ -48,6 +48,31 @@ def can_render(env_id: str) -> bool:
     return not is_mujoco or has_display() or bool(os.environ.get("MUJOCO_GL"))
 
 
+def follow_robot(env_id: str, arguments: list[str]) -> list[str]:
+    """
+    Let the camera follow the robot, if its model has a camera ``track`` and the user has chosen none.
+
+    :param env_id: ID of a registered environment
+    :param arguments: Arguments of a command that films
+    :return: Its arguments, with the camera
+    """
+    import gymnasium as gym
+
+    has_chosen = any(argument.startswith(("camera_name:", "camera_id:")) for argument in arguments)
+    if has_chosen or "mujoco" not in str(gym.registry[env_id].entry_point):
+        return arguments
+    import mujoco
+
+    env = gym.make(env_id)
+    is_there = mujoco.mj_name2id(env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0  # type: ignore[attr-defined]
+    env.close()
+    if not is_there:
+        return arguments
+    option = "--env-kwargs"
+    position = arguments.index(option) + 1 if option in arguments else len(arguments)
+    return [*arguments[:position], *([] if option in arguments else [option]), "camera_name:'track'", *arguments[position:]]
+
+
 @contextmanager
 def ffmpeg_on_path() -> Iterator[None]:
     """Let RL Zoo, which calls ``ffmpeg``, find the one that comes with imageio, if there is no other."""

@@ -13,6 +13,9 @@ from sb3_reinforce.zoo.arguments import split
 from sb3_reinforce.zoo.exp_manager import ExperimentManager
 from sb3_reinforce.zoo.resume import arguments_of_run, find_run
 
+#: Options that find the run to go on with, or are of the display
+TAKEN_WITH_RESUME = ("--resume", "--algo", "--env", "-f", "--log-folder", "-P", "--progress", "--verbose", "--gym-packages")
+
 
 def train(arguments: Sequence[str], manager: type[ExperimentManager] = ExperimentManager) -> None:
     """
@@ -28,6 +31,10 @@ def train(arguments: Sequence[str], manager: type[ExperimentManager] = Experimen
     folder = processes.on_first(lambda: find_run(own.resume, rest)) if own.resume else None
     on_envpool = folder is None and own.vec_env == "envpool"
     if folder is not None:
+        given = [argument for argument in arguments if argument.startswith("-")]
+        dropped = [argument for argument in given if argument.split("=")[0] not in TAKEN_WITH_RESUME]
+        if dropped and own.resume != "auto":  # Which is for runs that may not have begun
+            print(f"A run is continued with the arguments it was started with: {' '.join(dropped)} has no effect")
         rest = arguments_of_run(folder, rest)
     elif not on_envpool:
         rest += ["--vec-env", own.vec_env]

@@ -1,0 +1,33 @@
+"""Configuration of Sphinx: https://www.sphinx-doc.org/en/master/usage/configuration.html"""
+
+from sb3_reinforce import __version__
+
+project = "sb3_reinforce"
+author = "The sb3_reinforce maintainers"
+version = release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+
+# MyST and notebooks
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_timeout = 600  # Seconds for a cell
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+
+# API
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+# Look
+html_theme = "furo"
+html_title = "sb3_reinforce"
+html_static_path = ["_static"]
