@@ -4,6 +4,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 
 #: Episodes in the running mean.
@@ -58,4 +59,35 @@ def plot_growth(growth: dict[str, dict[int, float]], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_tutorial(episodes: pd.DataFrame, path: Path) -> None:
+    """
+    Draw returns as the tutorial does, mean and 95 % interval over the seeds by episode, and by seconds beside it.
+
+    :param episodes: ``row``, ``seed``, ``return`` and ``seconds`` of the episodes of all runs
+    :param path: Where the picture goes
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    colors = dict(zip(episodes["row"].unique(), plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    for row, rows in episodes.groupby("row", sort=False):
+        runs = [run["return"].rolling(WINDOW).mean().to_numpy() for _, run in rows.groupby("seed")]
+        n_episodes = min(map(len, runs))
+        returns = np.array([run[WINDOW - 1 : n_episodes] for run in runs])
+        places = np.arange(WINDOW, n_episodes + 1)[:: max(1, n_episodes // 250)]
+        mean, error = returns.mean(axis=0), 1.96 * returns.std(axis=0, ddof=1) / np.sqrt(len(returns))
+        chosen = places - WINDOW
+        left.plot(places, mean[chosen], color=colors[row], label=row)
+        left.fill_between(places, (mean - error)[chosen], (mean + error)[chosen], color=colors[row], alpha=0.2, linewidth=0)
+        ends = [run["seconds"].to_numpy() for _, run in rows.groupby("seed")]
+        grid = np.geomspace(0.3, min(end[-1] for end in ends), 200)
+        by_time = [np.interp(grid, end, run, left=np.nan) for end, run in zip(ends, runs, strict=True)]
+        right.plot(grid, np.nanmean(by_time, axis=0), color=colors[row])
+    left.set(xlabel="Episodes", ylabel=f"Return (mean of {WINDOW} episodes)", title="REINFORCE for InvertedPendulum-v4")
+    right.set(xscale="log", xlabel="Seconds of training", title="The same over time")
+    left.legend(loc="center right", fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
     plt.close(figure)

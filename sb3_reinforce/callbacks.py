@@ -5,6 +5,22 @@ from collections.abc import Iterator
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 
 
+class TimestepsBarCallback(ProgressBarCallback):
+    """SB3's progress bar, which counts the time steps of all processes, and none of environments that are not stepped."""
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._start = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.model.num_timesteps - self._start - self.pbar.n)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._on_step()  # The steps of the other processes in the last rollout
+        super()._on_training_end()
+
+
 def all_callbacks(callback: BaseCallback, seen: list[BaseCallback] | None = None) -> Iterator[BaseCallback]:
     """
     Iterate over a callback and those that it refers to, each of them once.

@@ -19,6 +19,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.callbacks import TimestepsBarCallback
 from tests.envs import CountEnv
 from tests.helpers import Batches, batch_of, count_envs, make_model, weights, whole_episodes
 
@@ -137,6 +138,23 @@ def test_progress_bar(monkeypatch):
     model.learn(20, progress_bar=True, reset_num_timesteps=False)
     # Rollouts are 30 steps long
     assert progress == [(60, 40), (30, 20)]
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_progress_bar_follows_the_time_steps(capsys):
+    """Those of other processes are known at the end of a rollout; environments that owe nothing may not be stepped."""
+    model = counting_model(n_envs=3)
+    model.num_timesteps = 5
+    bar = TimestepsBarCallback()
+    bar.init_callback(model)
+    bar.on_training_start({"total_timesteps": 40}, {})
+    found = []
+    for model.num_timesteps in (6, 20):
+        bar.on_step()
+        found.append(bar.pbar.n)
+    model.num_timesteps = 40
+    bar.on_training_end()
+    assert found == [1, 15] and bar.pbar.n == bar.pbar.total == 35
 
 
 @pytest.mark.parametrize("kind", [CallbackList, list])

@@ -426,7 +426,7 @@ def test_folder_of_something_else(tmp_path):
         ),
         (
             "a=ppo:policy_kwargs:dict(log_std_init=-2,net_arch=[64,64]),normalize:true",
-            {"policy_kwargs": "dict(log_std_init=-2,net_arch=[64,64])", "normalize": True},
+            {"policy_kwargs": {"log_std_init": -2, "net_arch": [64, 64]}, "normalize": True},
         ),
         ("a=ppo:policy_kwargs:{log_std_init: -2, net_arch: [8]}", {"policy_kwargs": {"log_std_init": -2, "net_arch": [8]}}),
     ],
@@ -563,7 +563,7 @@ def test_each_run_is_one_of_rl_zoo(trained, tmp_path):
         folder, tmp_path / "reinforce" / "Plain-v0_1")]  # fmt: skip
     np.testing.assert_array_equal(*both)
     config = yaml.unsafe_load((folder / "Plain-v0" / "config.yml").read_text())
-    assert config["baseline"] is None and config["policy_kwargs"] == "dict(net_arch=[8,8])"
+    assert config["baseline"] is None and config["policy_kwargs"] == {"net_arch": [8, 8]}
 
 
 @pytest.fixture

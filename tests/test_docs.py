@@ -1,5 +1,6 @@
 """Every block of code in the README and on the pages of the documentation runs, with few steps."""
 
+import gc
 import re
 import shlex
 from pathlib import Path
@@ -49,6 +50,8 @@ def test_code(page, tmp_path, monkeypatch):
     document = SYBIL.parse(page)
     for example in document.examples():
         example.evaluate()
+    document.namespace.clear()
+    gc.collect()  # Files that a page leaves open are not to be those of another test
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -495,7 +495,7 @@ BAD_TRAIN = [
 ]
 PLOT = ("-a", "reinforce", "-e", ENV_ID, "-f", "missing")
 BAD_AGENT = [
-    (("enjoy", *AGENT), 1, [f"no model of reinforce for {ENV_ID}", "rl-trained-agents"]),
+    (("enjoy", *AGENT[:3], "CartPole-v1"), 1, ["no model of reinforce for CartPole-v1", "rl-trained-agents"]),
     (("enjoy", *AGENT[:3], "Parity-v0"), 1, ["--env Parity-v0 is not registered"]),
     # Registered by RL Zoo
     (("enjoy", *AGENT[:3], "CartPoleNoVel-v1"), 1, ["no model of reinforce for CartPoleNoVel-v1"]),

@@ -123,6 +123,11 @@ def test_mujoco_entries():
         assert all(setting[f"InvertedPendulum-v{v}"] == shared | {"n_timesteps": 1e5} for v in (4, 5))
         names = set(MUJOCO) - {"Swimmer", "InvertedPendulum"}
         assert all(setting[f"{name}-v{v}"] == shared for name in names for v in (4, 5))
+    mujoco = yaml.safe_load((FOLDER / "mujoco.yml").read_text())
+    assert mujoco.keys() == {f"{name}-v{version}" for name in [*MUJOCO, "Humanoid"] for version in (4, 5)}
+    changes = {"Swimmer": {"gamma": 0.9999}, "InvertedPendulum": {"n_timesteps": 1e5}}
+    for env_id, setting in mujoco.items():
+        assert setting == mujoco["HalfCheetah-v4"] | changes.get(env_id.partition("-")[0], {})
     for env_id in (f"{name}-v{version}" for name in names - {"Hopper"} for version in (4, 5)):
         better = settings["natural" if env_id.startswith("Reacher") else "value"]
         assert entries[env_id] == better[env_id]

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import set_random_seed
 
-from sb3_reinforce.callbacks import all_callbacks
+from sb3_reinforce.callbacks import TimestepsBarCallback, all_callbacks
 from sb3_reinforce.parallel import processes
 from sb3_reinforce.vec_env.normalize import running_statistics
 
@@ -90,7 +90,11 @@ class DataParallelAlgorithm(OnPolicyAlgorithm):
             callback = [child for child in found if getattr(child, "runs_in_all_processes", False)]
             progress_bar = False
             self._logger = Logger(None, [])
-        callback = super()._init_callback(callback, progress_bar)
+        if progress_bar:
+            every = callback if isinstance(callback, list) else [callback]
+            wrapped = [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in every if each is not None]
+            callback = [*wrapped, TimestepsBarCallback()]
+        callback = super()._init_callback(callback)
         self._check_agreement(callback)
         processes.broadcast(self.policy.state_dict().values())
         assert self.env is not None

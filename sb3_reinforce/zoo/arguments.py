@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
-import yaml
-
 #: Commands that import the modules of ``--gym-packages`` themselves
 IMPORTING = ("train", "enjoy")
 
@@ -61,6 +59,7 @@ def python_source(text: str) -> str:
     :return: Source of an expression
     :raises ValueError: If the text is neither
     """
+    import yaml
     from rl_zoo3 import utils
 
     text = CONSTANTS.get(text, text)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,9 @@ def follow_robot(env_id: str, arguments: list[str]) -> list[str]:
         return arguments
     import mujoco
 
-    env = gym.make(env_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of the command itself, which makes the environment again
+        env = gym.make(env_id)
     is_there = mujoco.mj_name2id(env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0  # type: ignore[attr-defined]
     env.close()
     if not is_there:
