@@ -3,7 +3,7 @@
 from sb3_reinforce import __version__
 
 project = "sb3_reinforce"
-author = "The sb3_reinforce maintainers"
+author = copyright = "The sb3_reinforce maintainers"
 version = release = __version__
 
 extensions = [
@@ -21,6 +21,7 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 600  # Seconds for a cell
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
+nb_output_stderr = "remove"
 
 # API
 autodoc_member_order = "bysource"

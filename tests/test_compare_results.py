@@ -1,5 +1,7 @@
 """The statistics of a comparison against closed forms, against rliable, and against simulation."""
 
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -229,6 +231,13 @@ def test_styles_of_many_variants():
     assert distances.min() > 0.05
     assert colors.mean(axis=1).max() < 0.8  # None is nearly white
     assert len({style[1:] for style in found}) == 15
+
+
+def test_the_backend_of_the_program_is_left_alone():
+    """Notebooks show the pictures of their own."""
+    code = "import matplotlib; matplotlib.use('svg'); import sb3_reinforce.compare.plots; print(matplotlib.get_backend())"
+    output = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "svg"
 
 
 def test_curves_are_means_with_intervals(monkeypatch, tmp_path):

@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAX_STEPS = 2000
 
+#: Arguments that take the place of those on the page
+FEW = {"train": ("-n", MAX_STEPS), "compare": ("-n", 200, "--seeds", 1), "gradients": ("-n", 64)}
+
 
 def run_commands(example):
     """Run the lines of a block that start ``sb3-reinforce``, with few steps."""
@@ -23,9 +26,7 @@ def run_commands(example):
         if not line.startswith("sb3-reinforce"):
             continue
         _, command, *arguments = shlex.split(line, comments=True)
-        is_capped = command in ("train", "compare", "gradients")
-        few = {"gradients": 64, "compare": 200}.get(command, MAX_STEPS)
-        succeed(Path.cwd(), command, *arguments, *(["-n", few] if is_capped else []), runner=call)
+        succeed(Path.cwd(), command, *arguments, *FEW.get(command, ()), runner=call)
 
 
 SYBIL = Sybil([PythonCodeBlockParser(), CodeBlockParser("bash", run_commands)], encoding="utf-8")

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -73,7 +70,7 @@ def styles(contenders: dict[str, Any]) -> dict[str, tuple[Color, tuple[float, ..
 
 def save(figure: Figure, path: Path, svg: bool = False) -> None:
     """
-    Write a figure as PNG, and close it. A palette of 256 colours makes the file a third as large.
+    Write a figure as PNG. A palette of 256 colours makes the file a third as large.
 
     :param figure: The figure
     :param path: Where to write it, without extension
@@ -86,7 +83,6 @@ def save(figure: Figure, path: Path, svg: bool = False) -> None:
     if svg:
         with matplotlib.rc_context({"svg.hashsalt": path.name}):
             figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    plt.close(figure)
 
 
 def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
@@ -101,7 +97,9 @@ def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
     n_columns = len(envs) if len(envs) <= 3 else 2 if len(envs) == 4 else min((3, 4), key=lambda n: -len(envs) % n)
     n_rows = -(-len(envs) // n_columns)
     width = 8.0 if n_columns == 1 else 5.0 * n_columns
-    figure, grid = plt.subplots(n_rows, n_columns, figsize=(width, height * n_rows), layout="constrained", squeeze=False)
+    # Not by pyplot, which would choose a backend for the whole program
+    figure = Figure(figsize=(width, height * n_rows), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
     panels = list(grid.flat)
     for axes in panels[len(envs) :]:
         axes.set_axis_off()
@@ -210,7 +208,8 @@ def plot_gradients(table: pd.DataFrame, folder: Path, title: str) -> None:
     :param folder: Where to write the picture
     :param title: Its title
     """
-    figure, panels = plt.subplots(1, 2, figsize=(10.67, 6), layout="constrained")
+    figure = Figure(figsize=(10.67, 6), layout="constrained")
+    panels = figure.subplots(1, 2)
     labels = {"snr": "Signal-to-noise ratio", "cosine": "Cosine between two batches"}
     returns, baselines = (list(dict.fromkeys(table[key])) for key in ("returns", "baseline"))
     hues = sns.color_palette("colorblind")
