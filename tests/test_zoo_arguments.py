@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import yaml
 
-from sb3_reinforce.zoo.arguments import module, plain_value, python_source, split
+from sb3_reinforce.zoo.arguments import module, parse_value, plain_value, split
 from tests.zoo_command import FORKSERVER
 
 
@@ -35,13 +35,13 @@ from tests.zoo_command import FORKSERVER
     ],
 )
 def test_values(text, value):
-    assert eval(python_source(text)) == value
+    assert parse_value(text)[0] == eval(parse_value(text)[1]) == value
 
 
 @pytest.mark.parametrize("text", ["[8", "a b", "", "x: 1"])
 def test_what_is_no_value(text):
     with pytest.raises(ValueError, match="is neither a word nor Python"):
-        python_source(text)
+        parse_value(text)
 
 
 @pytest.mark.parametrize(

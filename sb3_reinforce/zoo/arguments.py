@@ -47,16 +47,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def python_source(text: str) -> str:
+def parse_value(text: str) -> tuple[Any, str]:
     """
-    Give the Python expression that a value on the command line stands for.
+    Evaluate a value on the command line.
 
     Values are Python (``[64, 64]``, ``dict(net_arch=[8])``, ``1e-3``), with the names that RL Zoo knows (such as ``nn`` for
     ``torch.nn``), or else YAML (``{net_arch: [8]}``). A text of one word needs no quotes (``mean``, ``lin_0.1``), and
     ``null``, ``true`` and ``false`` can be written as in YAML.
 
     :param text: The value, as typed
-    :return: Source of an expression
+    :return: The value, and the Python expression that the text stands for
     :raises ValueError: If the text is neither
     """
     import yaml
@@ -64,9 +64,9 @@ def python_source(text: str) -> str:
 
     text = CONSTANTS.get(text, text)
     if WORD.fullmatch(text) and text not in CONSTANTS.values():
-        return repr(text)
+        return text, repr(text)
     try:
-        eval(text, dict(vars(utils)))
+        return eval(text, dict(vars(utils))), text
     except Exception as error:  # An expression can raise any
         try:
             value = yaml.safe_load(text) if text.startswith(("{", "[")) else None
@@ -74,21 +74,7 @@ def python_source(text: str) -> str:
             value = None
         if value is None:
             raise ValueError(f"{text!r} is neither a word nor Python: {error}") from error
-        return repr(value)
-    return text
-
-
-def parse_value(text: str) -> Any:
-    """
-    Evaluate a value on the command line.
-
-    :param text: The value, as typed
-    :return: The value
-    :raises ValueError: If the text is neither a word nor Python nor YAML
-    """
-    from rl_zoo3 import utils
-
-    return eval(python_source(text), dict(vars(utils)))
+        return value, repr(value)
 
 
 def plain_value(text: str) -> Any:
@@ -99,11 +85,11 @@ def plain_value(text: str) -> Any:
     :return: A value of numbers, texts, lists and dictionaries; the source of an expression that is none
     :raises ValueError: If the text is neither a word nor Python nor YAML
     """
-    value = parse_value(text)
+    value, source = parse_value(text)
     try:
         return json.loads(json.dumps(value))
     except TypeError:
-        return python_source(text)
+        return source
 
 
 def python_pair(text: str) -> str:
@@ -118,7 +104,7 @@ def python_pair(text: str) -> str:
     if not key or not colon:
         raise argparse.ArgumentTypeError(f"{text!r} must be KEY:VALUE")
     try:
-        return f"{key}:{python_source(value)}"
+        return f"{key}:{parse_value(value)[1]}"
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{key}: {error}") from error
 

@@ -11,11 +11,20 @@ import yaml
 
 PACKAGE = Path(__file__).parents[1]
 
-#: Part of an installed package; beside the package in a checkout
-FOLDER = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
 
-#: Trained agents, likewise
-AGENTS = next(path for path in (PACKAGE / "rl_trained_agents", PACKAGE.parent / "rl-trained-agents") if path.is_dir())
+def shipped(name: str) -> Path:
+    """
+    Find a folder that comes with the package.
+
+    :param name: Its name in a checkout, where it lies beside the package
+    :return: The folder, which is part of an installed package
+    """
+    installed = PACKAGE / name.replace("-", "_")
+    return installed if installed.is_dir() else PACKAGE.parent / name
+
+
+FOLDER = shipped("hyperparams")
+AGENTS = shipped("rl-trained-agents")
 
 
 def read_hyperparams(algo: str) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def train(arguments: Sequence[str], manager: type[ExperimentManager] = Experimen
     if folder is not None:
         given = [argument for argument in arguments if argument.startswith("-")]
         dropped = [argument for argument in given if argument.split("=")[0] not in TAKEN_WITH_RESUME]
-        if dropped and own.resume != "auto":  # Which is for runs that may not have begun
+        # "auto" is for runs that may not have begun
+        if dropped and own.resume != "auto" and processes.rank() == 0:
             print(f"A run is continued with the arguments it was started with: {' '.join(dropped)} has no effect")
         rest = arguments_of_run(folder, rest)
     elif not on_envpool:
