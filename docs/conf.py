@@ -31,4 +31,3 @@ autodoc_typehints_description_target = "documented"
 # Look
 html_theme = "furo"
 html_title = "sb3_reinforce"
-html_static_path = ["_static"]
