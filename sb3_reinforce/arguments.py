@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
 from sb3_reinforce.baselines import BASELINES
+from sb3_reinforce.batch_policy import BatchMethods
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.checks import check_choice, check_number, check_schedule
 from sb3_reinforce.returns import RETURNS
@@ -106,7 +108,7 @@ def check_arguments(model: Any) -> None:
 
 def check_spaces_and_buffer(model: Any) -> None:
     """
-    Check what must fit the environment, and the class of the rollout buffer.
+    Check what must fit the environment, and the classes of the policy and the rollout buffer.
 
     :param model: A model
     :raises ValueError: If something does not fit
@@ -117,6 +119,11 @@ def check_spaces_and_buffer(model: Any) -> None:
         algorithm = "PPO" if hasattr(model, "clip_range") else "A2C, TRPO or another algorithm"
         hint = f": a saved model that has it is one of {algorithm}" if name in ("RolloutBuffer", "DictRolloutBuffer") else ""
         raise ValueError(f"rollout_buffer_class={name} must be an EpisodeRolloutBuffer{hint}")
+    if issubclass(model.policy_class, RecurrentActorCriticPolicy) and not issubclass(model.policy_class, BatchMethods):
+        raise ValueError(
+            f"{model.policy_class.__name__} of sb3_contrib takes sequences that start anywhere in an episode: "
+            "'MlpLstmPolicy', 'CnnLstmPolicy' and 'MultiInputLstmPolicy' take whole episodes, with the same arguments"
+        )
     space = getattr(model, "action_space", None)  # Not without an environment
     if isinstance(space, spaces.MultiBinary | spaces.MultiDiscrete) and len(space.shape) > 1:
         raise ValueError(f"{space} has more than one dimension, which is not supported: flatten it")

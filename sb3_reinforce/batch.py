@@ -23,6 +23,9 @@ class EpisodeRolloutBufferSamples(NamedTuple):
     :param advantages: Factors of the gradients of the log-probabilities
     :param targets: Targets of the critic
     :param halves: 1 for the steps of one half of the episodes, 0 for those of the other
+    :param episode_starts: Whether a step is the first of its episode. A policy with memory gets whole episodes, end to end
+    :param action_masks: Whether each action was valid, in the layout of sb3_contrib (:mod:`sb3_reinforce.masks`), ``None``
+        where all were
     :param mask: Whether a step is one of the episode (padding is not), ``None`` where nothing is padded
     """
 
@@ -31,6 +34,8 @@ class EpisodeRolloutBufferSamples(NamedTuple):
     advantages: th.Tensor | None = None
     targets: th.Tensor | None = None
     halves: th.Tensor | None = None
+    episode_starts: th.Tensor | None = None
+    action_masks: th.Tensor | None = None
     mask: th.Tensor | None = None
 
 
@@ -103,17 +108,17 @@ class Chunks:
     The batch in parts, so that memory does not grow with the batch. It can be iterated over again and again.
 
     :param buffer: Finished buffer
-    :param size: Number of steps of a part
+    :param parts: The steps of each part
     """
 
-    def __init__(self, buffer: "EpisodeRolloutBuffer", size: int):
-        self._buffer, self._size = buffer, size
+    def __init__(self, buffer: "EpisodeRolloutBuffer", parts: list[slice]):
+        self._buffer, self._parts = buffer, parts
 
     def __len__(self) -> int:
-        return -(-self._buffer.n_steps // self._size)
+        return len(self._parts)
 
     def __iter__(self) -> Iterator[EpisodeRolloutBufferSamples]:
-        return self._buffer.get(self._size)
+        return map(self._buffer._get_samples, self._parts)
 
 
 def flat_observations(batches: Iterable[EpisodeRolloutBufferSamples], observation_space: spaces.Space) -> np.ndarray:

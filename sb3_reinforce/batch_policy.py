@@ -4,11 +4,13 @@ from typing import Any, Protocol
 
 import torch as th
 from gymnasium.vector.utils import create_empty_array
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import Distribution, kl_divergence
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_reinforce.batch import EpisodeRolloutBufferSamples
+from sb3_reinforce.masks import mask_distribution
 
 
 class BatchPolicy(Protocol):
@@ -17,6 +19,8 @@ class BatchPolicy(Protocol):
     def distribution(self, batch: EpisodeRolloutBufferSamples) -> Distribution: ...
 
     def values(self, batch: EpisodeRolloutBufferSamples) -> th.Tensor: ...
+
+    def step(self, batch: EpisodeRolloutBufferSamples, states: Any) -> tuple[Distribution, Any]: ...
 
     def parameters(self) -> Any: ...
 
@@ -33,7 +37,7 @@ class BatchMethods:
         :param batch: Steps
         :return: The distribution of each step. A policy has one distribution object: the next call changes it
         """
-        return self.get_distribution(batch.observations)
+        return mask_distribution(self.get_distribution(batch.observations), batch.action_masks)
 
     def values(self: Any, batch: EpisodeRolloutBufferSamples) -> th.Tensor:
         """
@@ -43,6 +47,16 @@ class BatchMethods:
         :return: Values, shape ``(n_steps,)``
         """
         return self.predict_values(batch.observations).flatten()
+
+    def step(self: Any, batch: EpisodeRolloutBufferSamples, states: Any) -> tuple[Distribution, Any]:
+        """
+        Compute the distribution of the next action in each environment.
+
+        :param batch: One step of each environment
+        :param states: What the policy remembers, ``None`` at the start
+        :return: The distribution, and what the policy remembers now
+        """
+        return self.distribution(batch), None
 
 
 class Adapter(BatchMethods):
@@ -67,6 +81,16 @@ def batch_policy(policy: ActorCriticPolicy) -> BatchPolicy:
     :return: The policy itself, or an adapter of it
     """
     return policy if hasattr(policy, "distribution") else Adapter(policy)  # type: ignore[return-value]
+
+
+def has_memory(policy: ActorCriticPolicy) -> bool:
+    """
+    Tell whether a policy has to see whole episodes.
+
+    :param policy: A policy
+    :return: Whether it remembers earlier steps of an episode
+    """
+    return isinstance(policy, RecurrentActorCriticPolicy)
 
 
 def divergence(old: Distribution, new: Distribution) -> th.Tensor:
@@ -100,7 +124,7 @@ def critic_parameters(policy: ActorCriticPolicy) -> list[nn.Parameter]:
     was_training = policy.training
     zeros: Any = create_empty_array(policy.observation_space, n=1)
     observations, _ = policy.obs_to_tensor(zeros)
-    batch = EpisodeRolloutBufferSamples(observations)
+    batch = EpisodeRolloutBufferSamples(observations, episode_starts=th.ones(1, dtype=th.bool, device=policy.device))
     policy.set_training_mode(False)
     try:
         for parameter in parameters:

@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
 from sb3_reinforce.batch import Chunks, Episode, EpisodeRolloutBufferSamples
-from sb3_reinforce.parallel.processes import by_rank, on_first, rank
+from sb3_reinforce.parallel.processes import all_sum, by_rank, on_first, rank
 from sb3_reinforce.returns import episode_starts
 
 
@@ -37,10 +37,14 @@ class EpisodeRolloutBuffer(BaseBuffer):
     :param info_keywords: Keys of the infos to keep for each step
     """
 
+    #: Indices of no steps
+    _NO_STEPS = np.zeros(0, dtype=int)
+
     advantages: np.ndarray
     returns: np.ndarray
     targets: np.ndarray
     rewards: np.ndarray
+    episode_starts: np.ndarray
     lengths: np.ndarray
     episodes: list[Episode]
     total_episodes: int
@@ -87,7 +91,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
         self._last_step = slice(0)
         self._order: np.ndarray | None = None
 
-    def add(self, obs: VecEnvObs, action: np.ndarray, env_indices: np.ndarray) -> None:
+    def add(self, obs: VecEnvObs, action: np.ndarray, env_indices: np.ndarray, action_masks: np.ndarray | None = None) -> None:
         """
         Store how some of the environments go on. The outcome follows after the step (:meth:`add_outcome`): a vectorized
         environment may reuse the array of the observations for the next ones.
@@ -95,9 +99,12 @@ class EpisodeRolloutBuffer(BaseBuffer):
         :param obs: Observations that are acted on, shape ``(n_envs, *obs_shape)``, or a dict of them
         :param action: Actions as the policy sampled them, shape ``(n_envs, *action_shape)``
         :param env_indices: The environments whose step is stored, in ascending order, shape ``(n_stored,)``
+        :param action_masks: Whether each action was valid, shape ``(n_envs, mask_size)``; either with each step or with none
         """
         n_stored = len(env_indices)
         start, self.pos = self.pos, self.pos + n_stored
+        if start == 0:
+            self._use_column("action_mask", action_masks)
         if self.pos > self.buffer_size:
             self._grow()
         columns, rows = self._columns, slice(start, self.pos)
@@ -106,8 +113,11 @@ class EpisodeRolloutBuffer(BaseBuffer):
         if n_stored < len(action):
             obs = {key: array[env_indices] for key, array in obs.items()} if isinstance(obs, dict) else obs[env_indices]
             action = action[env_indices]
+            action_masks = None if action_masks is None else action_masks[env_indices]
         for key in self._obs_keys:
             columns["obs", key][rows] = obs if key is None else obs[key]  # type: ignore[call-overload]
+        if action_masks is not None:
+            columns["action_mask"][rows] = action_masks
         columns["action"][rows] = action.reshape(n_stored, -1)
 
     def add_outcome(self, reward: np.ndarray, done: np.ndarray, infos: list[dict[str, Any]]) -> None:
@@ -125,6 +135,18 @@ class EpisodeRolloutBuffer(BaseBuffer):
         columns["done"][rows] = done
         if self.info_keywords:
             self._infos += [{key: infos[i][key] for key in self.info_keywords if key in infos[i]} for i in self._stored]
+
+    def _use_column(self, key: Hashable, values: np.ndarray | None) -> None:
+        """
+        Make a column that some rollouts have and others have not, or forget it.
+
+        :param key: Name of the column
+        :param values: Values of a step, shape ``(n_envs, *shape)``, ``None`` if the rollout has no such column
+        """
+        if values is None:
+            self._columns.pop(key, None)
+        elif key not in self._columns:
+            self._columns[key] = np.empty((self.buffer_size, *values.shape[1:]), values.dtype)
 
     def _grow(self) -> None:
         self.buffer_size = max(2 * self.buffer_size, self.pos)
@@ -163,10 +185,12 @@ class EpisodeRolloutBuffer(BaseBuffer):
         counts = by_rank([self.n_episodes, self.n_steps, self.lengths.max(initial=0)]).astype(int)
         self.total_episodes, self.total_steps, _ = counts.sum(axis=0)
         # Every other episode, counted over all processes
-        is_first_half = (counts[: rank(), 0].sum() + np.arange(self.n_episodes)) % 2 == 0
+        self._first_episode, self._first_step, _ = counts[: rank()].sum(axis=0)
+        is_first_half = (self._first_episode + np.arange(self.n_episodes)) % 2 == 0
+        self.episode_starts = np.zeros(self.n_steps, dtype=bool)
+        self.episode_starts[episode_starts(self.lengths)] = True
         self._halves = np.repeat(is_first_half.astype(np.float32), self.lengths)
         self.max_length = counts[:, 2].max()
-        self._first_step = counts[: rank(), 1].sum()
         self.rewards = self.column("reward", self._order)
         # Unknown until the update, which a callback that changes the rewards comes before
         self.advantages, self.returns, self.targets = (np.full_like(self.rewards, np.nan) for _ in range(3))
@@ -216,11 +240,9 @@ class EpisodeRolloutBuffer(BaseBuffer):
         return self.column("action", self.rows)
 
     @property
-    def episode_starts(self) -> np.ndarray:
-        """Whether a step of the batch is the first of its episode, shape ``(n_steps,)``."""
-        starts = np.zeros(self.n_steps, dtype=bool)
-        starts[episode_starts(self.lengths)] = True
-        return starts
+    def action_masks(self) -> np.ndarray | None:
+        """Whether each action of the batch was valid, shape ``(n_steps, mask_size)``; ``None`` without masks."""
+        return self.column("action_mask", self.rows) if "action_mask" in self._columns else None
 
     @property
     def n_episodes(self) -> int:
@@ -237,14 +259,23 @@ class EpisodeRolloutBuffer(BaseBuffer):
         """Share of the episodes of all processes that is the first half: every other one."""
         return (self.total_episodes + 1) // 2 / self.total_episodes
 
-    def chunks(self, size: int) -> Chunks:
+    def chunks(self, size: int, whole_episodes: bool = False) -> Chunks:
         """
-        Divide the finished batch into parts of so many steps.
+        Divide the finished batch into parts of about so many steps.
 
-        :param size: Number of steps of a part
+        :param size: Largest number of steps of a part
+        :param whole_episodes: Whether no part may cut an episode; one that is longer than ``size`` is a part then
         :return: The parts
         """
-        return Chunks(self, size)
+        if not whole_episodes:
+            return Chunks(self, [slice(start, start + size) for start in range(0, self.n_steps, size)])
+        parts: list[slice] = []
+        for end, length in zip(np.cumsum(self.lengths), self.lengths, strict=True):
+            if parts and end - parts[-1].start <= size:
+                parts[-1] = slice(parts[-1].start, end)
+            else:
+                parts.append(slice(end - length, end))
+        return Chunks(self, parts)
 
     def get(self, batch_size: int | None = None) -> Iterator[EpisodeRolloutBufferSamples]:
         """
@@ -254,22 +285,33 @@ class EpisodeRolloutBuffer(BaseBuffer):
         :return: Samples
         """
         assert self._order is not None, "finish() comes first"
-        batch_size = batch_size or max(self.n_steps, 1)
-        for start in range(0, self.n_steps, batch_size):
-            yield self._get_samples(slice(start, start + batch_size))
+        yield from self.chunks(batch_size or max(self.n_steps, 1))
 
-    def get_minibatches(self, batch_size: int) -> Iterator[tuple[EpisodeRolloutBufferSamples, int]]:
+    def get_minibatches(
+        self, batch_size: int, whole_episodes: bool = False
+    ) -> Iterator[tuple[EpisodeRolloutBufferSamples, int]]:
         """
-        Iterate over the steps of all processes in a random order, the same in every process.
+        Iterate over the steps, or the episodes, of all processes in a random order, the same in every process.
 
-        :param batch_size: Number of steps per minibatch
+        :param batch_size: Number of steps per minibatch; a mean, if it has to hold whole episodes
+        :param whole_episodes: Whether to draw episodes instead of steps
         :return: What this process has of each minibatch, and the number of steps in it
         """
+        if whole_episodes:
+            total, first, own = self.total_episodes, self._first_episode, self.n_episodes
+            batch_size = max(1, round(batch_size * self.total_episodes / self.total_steps))
+            steps_of = np.split(np.arange(self.n_steps), np.cumsum(self.lengths)[:-1])
+        else:
+            total, first, own = self.total_steps, self._first_step, self.n_steps
         seed = on_first(lambda: np.random.randint(2**31))
-        permutation = np.random.default_rng(seed).permutation(self.total_steps) - self._first_step
-        for start in range(0, self.total_steps, batch_size):
+        permutation = np.random.default_rng(seed).permutation(total) - first
+        for start in range(0, total, batch_size):
             minibatch = permutation[start : start + batch_size]
-            yield self._get_samples(minibatch[(0 <= minibatch) & (minibatch < self.n_steps)]), len(minibatch)
+            mine, size = minibatch[(0 <= minibatch) & (minibatch < own)], len(minibatch)
+            if whole_episodes:
+                mine = np.concatenate([self._NO_STEPS, *(steps_of[episode] for episode in mine)])
+                size = int(all_sum(len(mine)))
+            yield self._get_samples(mine), size
 
     def get_episodes(self, n_episodes: int | None = None) -> Iterator[EpisodeRolloutBufferSamples]:
         """
@@ -288,7 +330,7 @@ class EpisodeRolloutBuffer(BaseBuffer):
 
     def _get_samples(self, batch_inds: np.ndarray | slice) -> EpisodeRolloutBufferSamples:  # type: ignore[override]
         assert self._order is not None
-        rows = self._order[batch_inds]
+        rows, has_masks = self._order[batch_inds], "action_mask" in self._columns
         observations = {key: self.to_torch(self.column(("obs", key), rows), copy=False) for key in self._obs_keys}
         actions = self.to_torch(self.column("action", rows), copy=False)
         # Distributions of vectors want floats, the one of integers wants those
@@ -299,18 +341,27 @@ class EpisodeRolloutBuffer(BaseBuffer):
             advantages=self.to_torch(self.advantages[batch_inds], copy=False),
             targets=self.to_torch(self.targets[batch_inds], copy=False),
             halves=self.to_torch(self._halves[batch_inds], copy=False),
+            episode_starts=self.to_torch(self.episode_starts[batch_inds], copy=False),
+            action_masks=self.to_torch(self.column("action_mask", rows), copy=False) if has_masks else None,
         )
 
-    def last_observation(self, episode: Episode) -> EpisodeRolloutBufferSamples:
+    def last_observation(self, episode: Episode, with_history: bool = False) -> EpisodeRolloutBufferSamples:
         """
         Make a sample of the observation after the last step of an episode.
 
         :param episode: An episode with a ``terminal_observation``
-        :return: A sample of one step, which holds nothing but the observation
+        :param with_history: Whether the observations of its steps come before it, for a policy with memory
+        :return: A sample whose last step is this observation, and which holds nothing but observations
         """
         observation: Any = episode.terminal_observation
         arrays = observation if isinstance(observation, dict) else {None: observation}
-        tensors = {
-            key: self.to_torch(np.asarray(arrays[key])[None].astype(self._columns["obs", key].dtype)) for key in self._obs_keys
-        }
-        return EpisodeRolloutBufferSamples(dict_to_obs(self.observation_space, tensors))  # type: ignore[arg-type]
+        rows = episode._rows()[1] if with_history else self._NO_STEPS
+        tensors = {}
+        for key in self._obs_keys:
+            history = self.column(("obs", key), rows)
+            tensors[key] = self.to_torch(np.concatenate([history, np.asarray(arrays[key])[None].astype(history.dtype)]))
+        starts = th.arange(len(rows) + 1, device=self.device) == 0
+        return EpisodeRolloutBufferSamples(
+            dict_to_obs(self.observation_space, tensors),  # type: ignore[arg-type]
+            episode_starts=starts,
+        )

@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from torch.nn import functional as F
 
 from sb3_reinforce.batch import EpisodeRolloutBufferSamples
-from sb3_reinforce.batch_policy import batch_policy, critic_parameters
+from sb3_reinforce.batch_policy import batch_policy, critic_parameters, has_memory
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.parallel.processes import all_sum_tensors, mean_and_var
 from sb3_reinforce.policies import OPTIMIZER_KWARGS
@@ -88,7 +88,7 @@ class Critic:
         values = np.zeros(buffer.n_episodes)
         for i, episode in enumerate(buffer.episodes):
             if episode.truncated:
-                values[i] = self.predict([buffer.last_observation(episode)])[0]
+                values[i] = self.predict([buffer.last_observation(episode, has_memory(self.policy))])[-1]
         return values
 
     def fit(self, buffer: EpisodeRolloutBuffer, n_epochs: int, batch_size: int, learning_rate: float) -> float:
@@ -97,7 +97,7 @@ class Critic:
 
         :param buffer: Finished buffer, with its ``targets``
         :param n_epochs: Number of passes over the batch
-        :param batch_size: Number of steps of a minibatch, over all processes
+        :param batch_size: Number of steps of a minibatch, over all processes (a mean, with memory: it holds whole episodes)
         :param learning_rate: Learning rate
         :return: Mean squared error of the last pass, in the squared unit of the returns
         :raises ValueError: If the error is not finite
@@ -112,11 +112,11 @@ class Critic:
         self.policy.features_extractor.train(not self.policy.share_features_extractor)
         for _ in range(n_epochs):
             losses, sizes = [], []
-            for batch, size in buffer.get_minibatches(batch_size):
+            for batch, size in buffer.get_minibatches(batch_size, has_memory(self.policy)):
                 assert batch.targets is not None
                 loss = F.mse_loss(policy.values(batch), (batch.targets - mean) / std, reduction="sum") / size
                 gradients = th.autograd.grad(loss, parameters, allow_unused=True) if parameters else []
-                total_loss, *summed = all_sum_tensors([loss.detach(), *gradients])
+                total_loss, *summed = all_sum_tensors([loss.detach(), *gradients], [loss, *parameters])
                 losses.append(float(total_loss))  # type: ignore[arg-type]
                 sizes.append(size)
                 if not math.isfinite(losses[-1]):

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_reinforce.batch_policy import BatchMethods
+from sb3_reinforce.masks import check_masks, mask_distribution, mask_parts
 
 
 class TwoTrunkExtractor(MlpExtractor):
@@ -82,6 +83,9 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
     :raises ValueError: If the standard deviation cannot depend on the observation, or an argument of it makes no sense
     """
 
+    #: Masks of the actions that ``predict`` is asked for
+    _action_masks: th.Tensor | None = None
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -140,7 +144,8 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
         else:
             self.mlp_extractor = TwoTrunkExtractor(
                 self.std_net_arch,
-                feature_dim=self.features_dim,
+                # An LSTM comes between the features and the trunks
+                feature_dim=getattr(self, "lstm_output_dim", self.features_dim),
                 net_arch=self.net_arch,
                 activation_fn=self.activation_fn,
                 device=self.device,
@@ -163,9 +168,37 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
         nn.init.constant_(self.std_net.bias, softplus + np.log(-np.expm1(-softplus)))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Get the policy action from an observation (and optional hidden state).
+
+        :param observation: The input observation
+        :param state: The last hidden states of a policy with memory
+        :param episode_start: Whether the observations start an episode, where hidden states are zero
+        :param deterministic: Whether to take the likeliest action instead of a sample
+        :param action_masks: Whether each action is valid, shape ``(n_envs, mask_size)``, see :mod:`sb3_reinforce.masks`
+        :return: The action, and the next hidden states
+        :raises ValueError: If the masks do not fit, or exclude all actions
+        """
+        if action_masks is not None:
+            size = sum(mask_parts(self.action_space))
+            masks = check_masks(action_masks, self.action_space, max(1, np.size(action_masks) // size))
+            self._action_masks = th.as_tensor(masks, device=self.device)
+        try:
+            return super().predict(observation, state, episode_start, deterministic)
+        finally:
+            self._action_masks = None
+
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
         if not self.state_dependent_std:
-            return super()._get_action_dist_from_latent(latent_pi)
+            return mask_distribution(super()._get_action_dist_from_latent(latent_pi), self._action_masks)
         latent_mean = latent_std = latent_pi
         if self.std_net_arch is not None:
             latent_mean, latent_std = latent_pi.tensor_split([self.mlp_extractor.latent_dim_pi], dim=1)

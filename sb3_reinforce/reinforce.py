@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from sb3_reinforce.advantages import compute_advantages, describe, to_single_precision, weights
 from sb3_reinforce.arguments import HINTS, MIN_N_EPISODES, check_arguments, resolve_gae_lambda
 from sb3_reinforce.batch import Chunks, flat_observations
-from sb3_reinforce.batch_policy import batch_policy
+from sb3_reinforce.batch_policy import batch_policy, has_memory
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.checks import evaluate, explain_unknown_arguments, to_schedule
 from sb3_reinforce.critic import Critic
@@ -22,6 +22,7 @@ from sb3_reinforce.line_search import PolicyStep, adapt_learning_rate
 from sb3_reinforce.natural_gradient import fisher_vector_product, natural_gradient
 from sb3_reinforce.parallel.processes import rank
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
+from sb3_reinforce.recurrent import ReinforceCnnLstmPolicy, ReinforceLstmPolicy, ReinforceMultiInputLstmPolicy
 from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm
 from sb3_reinforce.watch import Watch
 
@@ -41,7 +42,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
     Log-probabilities are those of the sampled action; the environment gets it clipped to the bounds of its space.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MlpLstmPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). With
         ``target_kl``, it is where the learning rate starts.
@@ -87,6 +88,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         to it; without, the length is ``learning_rate``.
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves ``F x = g``
     :param cg_damping: Multiple of the identity that is added to ``F``
+    :param use_masking: Whether to sample only actions that the environment calls valid, if it offers masks
+        (:mod:`sb3_reinforce.masks`)
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration (default:
         False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE Default: -1 (only sample at the beginning
@@ -112,6 +115,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         "MlpPolicy": ReinforcePolicy,
         "CnnPolicy": ReinforceCnnPolicy,
         "MultiInputPolicy": ReinforceMultiInputPolicy,
+        "MlpLstmPolicy": ReinforceLstmPolicy,
+        "CnnLstmPolicy": ReinforceCnnLstmPolicy,
+        "MultiInputLstmPolicy": ReinforceMultiInputLstmPolicy,
     }
 
     #: Share of the learning rate that the KL target has left; learned, and saved with the model
@@ -144,6 +150,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         natural_gradient: bool = True,
         cg_max_steps: int = 15,
         cg_damping: float = 0.01,
+        use_masking: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[EpisodeRolloutBuffer] | None = None,
@@ -164,6 +171,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             target_steps=target_steps,
             max_episode_steps=max_episode_steps,
             time_limit=time_limit,
+            use_masking=use_masking,
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
@@ -256,7 +264,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 "time_limit='discard' leaves out those that a time limit cut off; consider 'terminal' or 'bootstrap'"
             )
             return
-        chunks = buffer.chunks(self._chunk_size)
+        chunks = buffer.chunks(self._chunk_size, has_memory(self.policy))
 
         # Advantages, in eval mode (this affects batch norm / dropout) as in the rollout
         policy.set_training_mode(False)

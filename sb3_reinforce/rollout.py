@@ -1,17 +1,21 @@
+import inspect
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.batch import Episode
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
+from sb3_reinforce.callbacks import all_callbacks
 from sb3_reinforce.checks import check_finite
+from sb3_reinforce.masks import KEY, MASK_SOURCES, ActionMasks, MaskedModel, check_actions, find_source
 from sb3_reinforce.parallel.algorithm import DataParallelAlgorithm
 from sb3_reinforce.parallel.processes import SharedRollout
 from sb3_reinforce.quota import EpisodeQuota
@@ -41,6 +45,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         ``n_episodes``, otherwise 0
     :param max_episode_steps: Give up on an episode that is longer than this (it would never end)
     :param time_limit: ``"discard"`` leaves out the episodes that a time limit cut off
+    :param use_masking: Whether to go by the action masks of the environment, if it offers them
     :param kwargs: Arguments of ``OnPolicyAlgorithm``
     """
 
@@ -55,6 +60,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
     #: Marks the starts of episodes at which the environments were left
     _starts: list[Any] | None = None
 
+    #: Where the action masks of the last rollout came from. Saved with the model
+    mask_source: str | None = None
+
     #: Which environments still owe episodes to the rollout. Callbacks can go by ``quota.owing``
     quota: EpisodeQuota | None = None
 
@@ -65,6 +73,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         target_steps: int | None,
         max_episode_steps: int,
         time_limit: str | None,
+        use_masking: bool,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -84,6 +93,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.target_steps = target_steps
         self.max_episode_steps = max_episode_steps
         self.time_limit = time_limit
+        self.use_masking = use_masking
         if _init_setup_model:
             self._setup_model()
 
@@ -121,6 +131,36 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.n_envs = env.num_envs
         super().set_env(env, force_reset=True)
 
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Get the policy action from an observation (and optional hidden state).
+
+        :param observation: The input observation
+        :param state: The last hidden states, for a policy with memory
+        :param episode_start: Whether the observations start an episode, where hidden states are zero
+        :param deterministic: Whether to take the likeliest action instead of a sample
+        :param action_masks: Whether each action is valid, shape ``(n_envs, mask_size)``, see :mod:`sb3_reinforce.masks`.
+            ``None``: those in the observation, if the model has learned with such
+        :return: The action, and the next hidden states
+        """
+        if action_masks is None and self.mask_source == "observation":
+            action_masks = observation[KEY]
+        if action_masks is not None:
+            return self.policy.predict(observation, state, episode_start, deterministic, action_masks)  # type: ignore[call-arg]
+        if self.mask_source is not None:
+            warnings.warn(
+                "The model has learned with action masks, and is to predict without: give predict(..., action_masks=...), and "
+                "evaluate with evaluate_policy(sb3_reinforce.masks.MaskedModel(model, vec_env), vec_env)"
+            )
+        return super().predict(observation, state, episode_start, deterministic)
+
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
@@ -133,6 +173,14 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         # a call of learn that is one rollout long would see nothing but the end of its schedules
         super()._update_current_progress_remaining(self._rollout_start, total_timesteps)
 
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        callback = super()._init_callback(callback, progress_bar)
+        if self.use_masking and not isinstance(self.action_space, spaces.Box):
+            for child in all_callbacks(callback):
+                if isinstance(child, EvalCallback):  # The masks are those of the environment of the evaluation
+                    child.model = MaskedModel(self, child.eval_env)  # type: ignore[assignment]
+        return callback
+
     def _make_quota(self, n_envs: int) -> EpisodeQuota:
         first_env, total_envs = self.locate_envs(n_envs)
         self._check_n_envs(total_envs)
@@ -143,6 +191,26 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         if wanted > n_episodes:
             n_episodes = math.ceil(wanted / total_envs) * total_envs
         return EpisodeQuota(n_episodes, n_envs, self.max_episode_steps, first_env, total_envs)
+
+    def _find_masks(self, env: VecEnv) -> ActionMasks | None:
+        """
+        Find the action masks that the environment offers, if they are wanted.
+
+        :param env: The environment, after a reset
+        :return: What reads them
+        :raises ValueError: If the policy cannot go by them
+        """
+        source = find_source(env) if self.use_masking else None
+        if source and "action_masks" not in inspect.signature(self.policy.predict).parameters:
+            raise ValueError(
+                f"The environment has action masks, and {type(self.policy).__name__}.predict takes none: derive the policy "
+                "from sb3_reinforce.policies.ReinforcePolicy, or ignore the masks with use_masking=False"
+            )
+        if source != self.mask_source:
+            self.mask_source = source
+            if self.verbose >= 1:
+                print(f"Action masks: {MASK_SOURCES[source]}")
+        return ActionMasks(env, source) if source else None
 
     def _env_actions(self, actions: np.ndarray) -> np.ndarray:
         """
@@ -218,7 +286,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         statistics = running_statistics(env)
         # Some environments can be left alone when they have met their quota, unless their repetitions enter the statistics
         step_only = None if statistics else getattr(env.unwrapped, "step_only", None)
-        shared, sample = SharedRollout(statistics), make_sampler(self.policy, env.num_envs)
+        shared, sampler = SharedRollout(statistics), make_sampler(self.policy, env.num_envs)
         self.quota = quota = self._make_quota(env.num_envs)
         n_steps, self._rollout_start = 0, self.num_timesteps
         if self.use_sde:
@@ -228,14 +296,19 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         values, log_probs = th.full((env.num_envs, 1), th.nan), th.full((env.num_envs,), th.nan)
         obs: Any = self._last_obs if is_started else env.reset()
         self._last_obs = None
+        read_masks, action_masks = self._find_masks(env), None
+        dones: np.ndarray = np.ones(env.num_envs, dtype=bool)
+        infos: list[dict[str, Any]] = [{}] * env.num_envs
 
         while True:
             # Sample actions. They are stored before the step, in which some environments overwrite the observations
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             check_finite("observation", obs, n_steps)
-            actions = sample(obs)
-            rollout_buffer.add(obs, actions, quota.owing)
+            if read_masks is not None:
+                action_masks = read_masks(obs, dones, infos)
+            actions = sampler(obs, action_masks)
+            rollout_buffer.add(obs, actions, quota.owing, action_masks)
 
             # Step the environments
             clipped_actions = self._env_actions(actions)
@@ -253,6 +326,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
                 rollout_buffer.add_outcome(rewards, dones, infos)
                 obs, n_steps = new_obs, n_steps + 1
                 if np.count_nonzero(dones):
+                    sampler.start_episodes(dones)
                     shared.episode_infos += self._end_episodes(dones, infos, n_steps, rollout_buffer)
                     is_over = quota.is_met
                     if step_only is not None and not is_over:
@@ -280,6 +354,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
         self._mean_episode_length = counts.steps / counts.episodes
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
+        if rollout_buffer.action_masks is not None:
+            check_actions(rollout_buffer.actions, rollout_buffer.action_masks, self.action_space)
         if counts.are_all_done:  # SB3's vectorized environments have started the next episode everywhere
             self._last_obs, self._starts = new_obs, mark_starts(env)  # type: ignore[assignment]
 

@@ -7,7 +7,7 @@ the policy. Both are called in the same way.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import torch as th
@@ -24,15 +24,34 @@ from torch import nn
 from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 from sb3_reinforce.batch_policy import batch_policy
 from sb3_reinforce.policies import ReinforcePolicy, TwoTrunkExtractor
-
-#: A function of observations of shape ``(n_envs, *obs_shape)`` that gives actions of shape ``(n_envs, *action_shape)``
-Sampler: TypeAlias = Callable[[VecEnvObs], np.ndarray]
+from sb3_reinforce.recurrent import ReinforceLstmPolicy
 
 #: A function of an array, which may write its result into the second one
 Function: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 #: Weight, bias and activation of a layer
 Layer: TypeAlias = tuple[np.ndarray, np.ndarray, Function | None]
+
+
+class Sampler(Protocol):
+    """Samples an action in each environment, one step after the other."""
+
+    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None) -> np.ndarray:
+        """
+        Sample actions.
+
+        :param obs: Observations, shape ``(n_envs, *obs_shape)``, or a dict of them
+        :param action_masks: Whether each action is valid, shape ``(n_envs, mask_size)``, ``None`` if all are
+        :return: Actions, shape ``(n_envs, *action_shape)``
+        """
+
+    def start_episodes(self, dones: np.ndarray) -> None:
+        """
+        Forget what was remembered of episodes that are over.
+
+        :param dones: Whether the last step ended the episode, shape ``(n_envs,)``
+        """
+
 
 #: About how many random numbers are drawn at once
 NOISE_BLOCK = 4096
@@ -106,7 +125,62 @@ def logistic_(tensor: th.Tensor) -> th.Tensor:
     return tensor.uniform_().logit_()
 
 
-def networks(policy: ReinforcePolicy) -> tuple[list[nn.Module], list[nn.Module]]:
+class Memory:
+    """
+    A recurrent network of PyTorch as NumPy arrays, on the memory of its parameters, and its states. Formulas as in the
+    documentation of ``torch.nn.LSTM`` and ``torch.nn.GRU``.
+
+    :param network: The network
+    :param n_envs: Number of environments
+    """
+
+    def __init__(self, network: nn.RNNBase, n_envs: int):
+        self._step = self._lstm if isinstance(network, nn.LSTM) else self._gru
+        #: Of each layer: weights and biases for its input and for its last output
+        self._layers = []
+        for i in range(network.num_layers):
+            names = [f"{kind}_{part}_l{i}" for part in ("ih", "hh") for kind in ("weight", "bias")]
+            arrays = [getattr(network, name).detach().numpy() if hasattr(network, name) else np.float32(0) for name in names]
+            self._layers.append((arrays[0].T, arrays[1], arrays[2].T, arrays[3]))
+        #: Hidden states and cells, shape ``(2, n_layers, n_envs, hidden_size)``
+        self.states = np.zeros((2, network.num_layers, n_envs, network.hidden_size), np.float32)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        for i, (w_x, b_x, w_h, b_h) in enumerate(self._layers):
+            hidden, cell = self.states[:, i]
+            x = self._step(x.dot(w_x) + b_x, hidden.dot(w_h) + b_h, hidden, cell)
+        return x
+
+    @staticmethod
+    def _lstm(of_x: np.ndarray, of_h: np.ndarray, hidden: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        size = hidden.shape[1]
+        gates = of_x + of_h
+        opened = expit(gates[:, : 2 * size])
+        cell *= opened[:, size:]
+        cell += opened[:, :size] * np.tanh(gates[:, 2 * size : 3 * size])
+        np.multiply(expit(gates[:, 3 * size :]), np.tanh(cell), out=hidden)
+        return hidden
+
+    @staticmethod
+    def _gru(of_x: np.ndarray, of_h: np.ndarray, hidden: np.ndarray, _: np.ndarray) -> np.ndarray:
+        size = hidden.shape[1]
+        opened = expit(of_x[:, : 2 * size] + of_h[:, : 2 * size])
+        new = np.tanh(of_x[:, 2 * size :] + opened[:, :size] * of_h[:, 2 * size :])
+        hidden -= new
+        hidden *= opened[:, size:]
+        hidden += new
+        return hidden
+
+    def start_episodes(self, dones: np.ndarray) -> None:
+        """
+        Set the states of some environments to zero.
+
+        :param dones: Which, shape ``(n_envs,)``
+        """
+        self.states[:, :, dones] = 0
+
+
+def networks(policy: Any) -> tuple[list[nn.Module], list[nn.Module]]:
     """
     List the modules of the actor.
 
@@ -131,7 +205,7 @@ def is_plain(policy: ActorCriticPolicy) -> TypeGuard[ReinforcePolicy]:
         knows, on the CPU
     """
     return (
-        type(policy) is ReinforcePolicy
+        type(policy) in (ReinforcePolicy, ReinforceLstmPolicy)
         and type(policy.mlp_extractor) in (MlpExtractor, TwoTrunkExtractor)
         and type(policy.pi_features_extractor) is FlattenExtractor
         and isinstance(policy.observation_space, spaces.Box)
@@ -153,12 +227,23 @@ class TorchSampler:
     def __init__(self, policy: ActorCriticPolicy, n_envs: int):
         self.policy = policy
         self._actions_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
+        self._starts, self._states = np.ones(n_envs, dtype=bool), None
 
-    def __call__(self, obs: VecEnvObs) -> np.ndarray:
-        batch = EpisodeRolloutBufferSamples(obs_as_tensor(obs, self.policy.device))  # type: ignore[arg-type]
+    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None) -> np.ndarray:
+        device = self.policy.device
+        batch = EpisodeRolloutBufferSamples(
+            obs_as_tensor(obs, device),  # type: ignore[arg-type]
+            episode_starts=th.as_tensor(self._starts, device=device),
+            action_masks=None if action_masks is None else th.as_tensor(action_masks, device=device),
+        )
         with th.no_grad():
-            actions = batch_policy(self.policy).distribution(batch).get_actions()
+            distribution, self._states = batch_policy(self.policy).step(batch, self._states)
+            actions = distribution.get_actions()
+        self._starts = np.zeros_like(self._starts)
         return actions.cpu().numpy().reshape(self._actions_shape)
+
+    def start_episodes(self, dones: np.ndarray) -> None:
+        self._starts = dones
 
 
 class NumpySampler:
@@ -188,6 +273,8 @@ class NumpySampler:
             self._sample = self._sample_sde
         self._splits: Any = np.cumsum(space.nvec)[:-1] if isinstance(space, spaces.MultiDiscrete) else []
         self._actions_shape = (n_envs, *space.shape)  # type: ignore[misc]
+        self._memory: Memory | None = None
+        self._masks: np.ndarray | None = None
         self._bind()
         size = self._mean[-1][0].shape[1]
         self._noise_shape = (max(1, NOISE_BLOCK // (n_envs * size)), n_envs, size)
@@ -201,14 +288,26 @@ class NumpySampler:
         if isinstance(self.policy.action_space, spaces.Box) and not self._std:
             self._log_std = self.policy.log_std.detach().numpy()[None]
             self._parameters.append(self.policy.log_std)
+        if isinstance(self.policy, ReinforceLstmPolicy):
+            memory = Memory(self.policy.lstm_actor, self.n_envs)
+            if self._memory is not None:
+                memory.states = self._memory.states
+            self._memory = memory
+            self._parameters += self.policy.lstm_actor.parameters()
         self._pointers = list(map(DATA_PTR, self._parameters))
 
-    def __call__(self, obs: VecEnvObs) -> np.ndarray:
+    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None) -> np.ndarray:
         # Most changes of parameters are made in place. Some give them other memory
         if list(map(DATA_PTR, self._parameters)) != self._pointers:
             self._bind()
         features = obs.astype(np.float32)  # type: ignore[union-attr]
-        return self._sample(features if features.ndim == 2 else features.reshape(self.n_envs, -1))
+        features = features if features.ndim == 2 else features.reshape(self.n_envs, -1)
+        self._masks = action_masks
+        return self._sample(features if self._memory is None else self._memory(features))
+
+    def start_episodes(self, dones: np.ndarray) -> None:
+        if self._memory is not None:
+            self._memory.start_episodes(dones)
 
     def _noise(self) -> Iterator[np.ndarray]:
         """
@@ -241,20 +340,25 @@ class NumpySampler:
             actions = np.tanh(actions)
         return actions.reshape(self._actions_shape)
 
-    def _sample_categorical(self, obs: np.ndarray) -> np.ndarray:
+    def _noisy_logits(self, obs: np.ndarray) -> np.ndarray:
         logits = forward(self._mean, obs)
         logits += self._next_noise()
-        return logits.argmax(axis=1)
+        return logits if self._masks is None else np.where(self._masks, logits, -np.inf)
+
+    def _sample_categorical(self, obs: np.ndarray) -> np.ndarray:
+        return self._noisy_logits(obs).argmax(axis=1)
 
     def _sample_multi_categorical(self, obs: np.ndarray) -> np.ndarray:
-        logits = forward(self._mean, obs)
-        logits += self._next_noise()
-        return np.stack([part.argmax(axis=1) for part in np.split(logits, self._splits, axis=1)], axis=1)
+        parts = np.split(self._noisy_logits(obs), self._splits, axis=1)
+        return np.stack([part.argmax(axis=1) for part in parts], axis=1)
 
     def _sample_bernoulli(self, obs: np.ndarray) -> np.ndarray:
         logits = forward(self._mean, obs)
         logits += self._next_noise()
-        return (logits > 0).astype(np.float32)
+        values = logits > 0
+        if self._masks is not None:
+            values = (values & self._masks[:, 1::2]) | ~self._masks[:, ::2]
+        return values.astype(np.float32)
 
 
 def make_sampler(policy: ActorCriticPolicy, n_envs: int) -> Sampler:

@@ -6,6 +6,8 @@ from gymnasium import spaces
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
+from sb3_reinforce.masks import mask_parts
+
 
 class CountEnv(gym.Env):
     """
@@ -102,6 +104,64 @@ class SpacesEnv(gym.Env):
         over = self.time == self.length
         observation, reward = self.observation_space.sample(), self.np_random.normal()
         return observation, reward, over and not self.truncate, over and self.truncate, {}
+
+
+def is_valid(action, mask, action_space):
+    """Tell whether a mask allows an action."""
+    start = 0
+    for value, size in zip(np.ravel(action), mask_parts(action_space), strict=True):
+        if not mask[start + int(value)]:
+            return False
+        start += size
+    return True
+
+
+def some_masks(action_space, n):
+    """Draw masks, each with a valid action for every choice."""
+    generator = np.random.default_rng(0)
+    masks = generator.random((n, sum(mask_parts(action_space)))) < 0.5
+    start = 0
+    for size in mask_parts(action_space):
+        masks[np.arange(n), start + generator.integers(size, size=n)] = True
+        start += size
+    return masks
+
+
+class MaskEnv(gym.Env):
+    """
+    Show a random mask, pay for actions that it allows, and fail at others.
+
+    :param offer: How the mask is offered besides: "method", "info", "observation", or None
+    :param lengths: Lengths of the episodes, in any order
+    """
+
+    def __init__(self, offer="method", action_space=spaces.Discrete(4), lengths=(3, 5, 4)):  # noqa: B008
+        self.action_space, self.offer, self.lengths = action_space, offer, lengths
+        size = sum(mask_parts(action_space))
+        self.observation_space = box = spaces.Box(0, 1, (size,))
+        if offer == "observation":
+            self.observation_space = spaces.Dict(shown=box, action_mask=spaces.Box(0, 1, (size,), np.int8))
+        self.masks = some_masks(action_space, 1000)
+        if offer == "method":
+            self.action_masks = lambda: self.mask
+
+    def _next(self):
+        self.mask = self.masks[self.np_random.integers(1000)]
+        shown = self.mask.astype(np.float32)
+        info = {"action_mask": self.mask.astype(np.int8)} if self.offer == "info" else {}
+        return (dict(shown=shown, action_mask=self.mask.astype(np.int8)) if self.offer == "observation" else shown), info
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.length = 0, self.np_random.choice(self.lengths)
+        return self._next()
+
+    def step(self, action):
+        assert is_valid(action, self.mask, self.action_space), "An invalid action"
+        self.time += 1
+        obs, info = self._next()
+        is_over = self.time == self.length
+        return obs, float(np.sum(action)), is_over and self.length % 2 == 0, is_over, info
 
 
 class NoisyImageEnv(FakeImageEnv):

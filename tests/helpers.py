@@ -5,6 +5,7 @@ The last part holds all that the tests know about the inside of the package: a r
 """
 
 import re
+from copy import copy
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -105,6 +107,34 @@ def assert_same(left, right):
 def raises(*parts):
     """Expect a ValueError whose message has these parts, in this order."""
     return pytest.raises(ValueError, match=".*".join(map(re.escape, parts)))
+
+
+# Memory, by definition
+
+
+def step_by_step(policy, observations):
+    """
+    Pass an episode through a policy with memory one step at a time, with the states carried on by hand.
+
+    :param policy: A policy with memory
+    :param observations: Observations of the episode, a tensor or a dict of them
+    :return: For each step a copy of the distribution, and the value
+    """
+    critic = policy.lstm_critic if policy.lstm_critic is not None else policy.lstm_actor
+    extractor = policy.vf_features_extractor if policy.lstm_critic is not None else policy.pi_features_extractor
+    zeros = th.zeros(policy.lstm_hidden_state_shape).to(next(policy.parameters()))
+    states_pi = states_vf = (zeros, zeros)
+    distributions, values = [], []
+    for step in range(len(next(iter(observations.values())) if isinstance(observations, dict) else observations)):
+        rows = slice(step, step + 1)
+        obs = {key: part[rows] for key, part in observations.items()} if isinstance(observations, dict) else observations[rows]
+        distribution, states_pi = policy.get_distribution(obs, states_pi, th.zeros(1))
+        distributions.append(copy(distribution))
+        values.append(policy.predict_values(obs, states_vf, th.zeros(1)).flatten())
+        features = BasePolicy.extract_features(policy, obs, extractor)[None]
+        is_lstm = isinstance(critic, th.nn.LSTM)
+        states_vf = critic(features, states_vf)[1] if is_lstm else (critic(features, states_vf[0])[1], zeros)
+    return distributions, th.cat(values)
 
 
 # The linear baseline, by definition
@@ -222,13 +252,14 @@ def collect(model):
     return model.collect_rollouts(model.get_env(), callback, model.rollout_buffer, 0)
 
 
-def store_batch(buffer, episodes, truncated=False):
+def store_batch(buffer, episodes, truncated=False, action_masks=None):
     """Replace what is in the rollout buffer by whole episodes: triples of observations, actions and rewards."""
     buffer.reset()
-    for observations, actions, rewards in episodes:
+    for i, (observations, actions, rewards) in enumerate(episodes):
         n_steps = len(rewards)
         done = np.arange(n_steps) == n_steps - 1
-        buffer.add(observations, actions, np.zeros(n_steps, int))
+        masks = None if action_masks is None else action_masks[i]
+        buffer.add(observations, actions, np.zeros(n_steps, int), masks)
         buffer.add_outcome(np.asarray(rewards), done, [{}] * n_steps)
         buffer.end_episode(Episode(0, truncated, None))
     buffer.finish()
@@ -243,8 +274,18 @@ def set_actions(model, function):
     """Let the model take the actions ``function(observations)`` in its rollouts."""
     collect_rollouts = model.collect_rollouts
 
+    class Actor:
+        def __init__(self, policy, n_envs):
+            pass
+
+        def __call__(self, obs, action_masks=None):
+            return function(obs)
+
+        def start_episodes(self, dones):
+            pass
+
     def collect_with(*args, **kwargs):
-        with mock.patch("sb3_reinforce.rollout.make_sampler", lambda policy, n_envs: function):
+        with mock.patch("sb3_reinforce.rollout.make_sampler", Actor):
             return collect_rollouts(*args, **kwargs)
 
     model.collect_rollouts = collect_with

@@ -46,6 +46,8 @@ CASES = {
     "natural, discarded": dict(baseline="timestep", natural_gradient=True, target_kl=0.05, time_limit="discard"),
     # As by default, but for the damping: where it is small, conjugate gradients make more of rounding
     "natural, value": dict(baseline="value", natural_gradient=True, target_kl=0.05, gae_lambda=None, time_limit=None),
+    "memory": dict(policy="MlpLstmPolicy", baseline="value", gae_lambda=0.9, n_value_epochs=2, value_batch_size=7),
+    "natural, memory": dict(policy="MlpLstmPolicy", baseline="timestep", natural_gradient=True, target_kl=0.05),
     "value, discarded": dict(baseline="value", time_limit="discard", n_value_epochs=2, value_batch_size=64),
 }
 

@@ -105,7 +105,7 @@ def resolved(case):
     """Return the case with what None stands for."""
     is_value = case["baseline"] == "value"
     gae_lambda = 0.97 if is_value and case["returns"] == "reward_to_go" else 1.0
-    time_limit = "bootstrap" if is_value else "terminal"
+    time_limit = "bootstrap" if is_value and case["gamma"] < 1 else "terminal"
     return {
         **case,
         "gae_lambda": gae_lambda if case["gae_lambda"] is None else case["gae_lambda"],

@@ -27,7 +27,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.resume import TrainingStateCallback
 from sb3_reinforce.resume.archive import find_states, load_latest, load_state, lock
 from sb3_reinforce.resume.capture import capture_env, restore_env
-from tests.envs import SpacesEnv
+from tests.envs import MaskEnv, SpacesEnv
 from tests.helpers import PLAIN, assert_same, hidden_state
 
 DICT = spaces.Dict(vector=spaces.Box(-1, 1, (2,)), cell=spaces.Discrete(3))
@@ -72,6 +72,8 @@ CASES = {
     "gSDE": (lambda: make_env(n_envs=2), dict(use_sde=True, sde_sample_freq=3)),
     "discrete": (lambda: make_env("CartPole-v1"), {}),
     "dict, samples of a space": (lambda: DummyVecEnv([make_spaces_env] * 2), {}),
+    "memory": (lambda: make_env(n_envs=2), {}),
+    "memory and masks": (lambda: make_vec_env(MaskEnv, 2, seed=1), {}),
     "another optimizer": (
         make_env,
         dict(natural_gradient=False, policy_kwargs=dict(optimizer_class=th.optim.AdamW, state_dependent_std=True)),
@@ -120,7 +122,7 @@ def callbacks(folder, make):
 
 def policy_of(case):
     """Return the policy that goes with the observations of a case."""
-    return "MultiInputPolicy" if "dict" in case else "MlpPolicy"
+    return "MultiInputPolicy" if "dict" in case else "MlpLstmPolicy" if "memory" in case else "MlpPolicy"
 
 
 def fingerprint(model):

@@ -1,0 +1,243 @@
+"""
+Invalid-action masks: where they come from, and what they do to a distribution of actions.
+
+A mask says of each action whether it is valid, in the layout of sb3_contrib's ``MaskablePPO``: ``n`` entries for
+``Discrete(n)``, ``sum(nvec)`` for ``MultiDiscrete(nvec)``, and for ``MultiBinary(n)`` two entries for each number, which say
+whether it may be 0 and whether it may be 1.
+
+Environments offer masks in one of three ways: by a method ``action_masks()`` (sb3_contrib's protocol, also by its wrapper
+``ActionMasker``), by ``info["action_mask"]`` (Gymnasium's Taxi) or by the key ``action_mask`` of dict observations
+(PettingZoo, EnvPool).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch.distributions import Bernoulli, Categorical
+
+#: Name of the method, and of the key of infos and observations
+METHOD, KEY = "action_masks", "action_mask"
+
+#: The ways in which environments offer masks
+MASK_SOURCES = {
+    "observation": f"the key {KEY!r} of the observations",
+    "method": f"the method {METHOD} of the environment",
+    "info": f"the key {KEY!r} of the infos",
+    None: "none",
+}
+
+#: Logit of an invalid action, whose probability is then exactly zero in single precision. As in sb3_contrib
+INVALID = -1e8
+
+
+def mask_parts(action_space: spaces.Space) -> list[int]:
+    """
+    Find how a mask is divided into choices, each of which needs a valid action.
+
+    :param action_space: Action space
+    :return: Number of actions of each choice
+    :raises ValueError: If the actions cannot be masked
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return [int(action_space.n)]
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return [int(n) for n in action_space.nvec]
+    if isinstance(action_space, spaces.MultiBinary):
+        return [2] * int(np.prod(action_space.shape))
+    raise ValueError(
+        f"Actions of {action_space} cannot be masked, only those of Discrete, MultiDiscrete and MultiBinary: "
+        "use_masking=False ignores the masks of the environment"
+    )
+
+
+def check_masks(masks: Any, action_space: spaces.Space, n_envs: int) -> np.ndarray:
+    """
+    Check the masks of some environments.
+
+    :param masks: Their masks
+    :param action_space: Action space
+    :param n_envs: Number of environments
+    :return: The masks, shape ``(n_envs, mask_size)``
+    :raises ValueError: If they have another shape or other values than 0 and 1, or no action of a choice is valid
+    """
+    parts = mask_parts(action_space)
+    given = np.asarray(masks)
+    if given.size != n_envs * sum(parts):
+        raise ValueError(f"Action masks have shape {given.shape}, {action_space} needs {(n_envs, sum(parts))}")
+    valid = given.astype(bool).reshape(n_envs, sum(parts))
+    if given.dtype != bool and not np.array_equal(given.reshape(valid.shape), valid):
+        hint = "VecNormalize(norm_obs_keys=...) lists the keys to normalize, all but action_mask"
+        raise ValueError(f"Action masks hold other numbers than 0 and 1: {given[0]}. {hint}")
+    # The quick test first
+    if np.count_nonzero(valid) < valid.size:
+        has_valid = np.logical_or.reduceat(valid, np.cumsum([0, *parts[:-1]]), axis=1)
+        if not has_valid.all():
+            env_idx, part = np.argwhere(~has_valid)[0]
+            choice = f" for choice {part}" if len(parts) > 1 else ""
+            raise ValueError(
+                f"No action is valid{choice} in environment {env_idx}: its mask is {given.reshape(valid.shape)[env_idx]}"
+            )
+    return valid
+
+
+def find_source(env: VecEnv) -> str | None:
+    """
+    Find out how an environment offers masks.
+
+    :param env: A vectorized environment, after a reset
+    :return: ``"observation"``, ``"method"``, ``"info"``, or ``None`` if it offers none
+    """
+    if isinstance(env.observation_space, spaces.Dict) and KEY in env.observation_space.spaces:
+        return "observation"
+    if env.has_attr(METHOD):
+        return "method"
+    return "info" if any(KEY in info for info in env.unwrapped.reset_infos) else None
+
+
+class ActionMasks:
+    """
+    Read the masks of a vectorized environment.
+
+    :param env: The environment
+    :param source: Where the masks come from, see :func:`find_source`
+    """
+
+    def __init__(self, env: VecEnv, source: str):
+        self._env, self._source = env, source
+        # Looked up once, not in each step
+        is_local = source == "method" and isinstance(env.unwrapped, DummyVecEnv)
+        self._methods = [each.get_wrapper_attr(METHOD) for each in env.unwrapped.envs] if is_local else None  # type: ignore[attr-defined]
+
+    def __call__(self, obs: Any, dones: np.ndarray, infos: Sequence[dict[str, Any]]) -> np.ndarray:
+        """
+        Read the masks of the next actions.
+
+        :param obs: The observations to act on
+        :param dones: Whether they start an episode, shape ``(n_envs,)``
+        :param infos: Infos of the last step
+        :return: Whether each action is valid, shape ``(n_envs, mask_size)``
+        :raises ValueError: If a mask is missing, has another shape or other values than 0 and 1, or excludes all actions
+        """
+        env = self._env
+        if self._source == "observation":
+            masks = obs[KEY]
+        elif self._source == "info":
+            # Vectorized environments reset by themselves, and keep the infos of resets apart
+            current = [env.unwrapped.reset_infos[i] if dones[i] else infos[i] for i in range(env.num_envs)]
+            missing = [i for i, info in enumerate(current) if KEY not in info]
+            if missing:
+                raise ValueError(f"Environment {missing[0]} has left out the action_mask of its info, which it gave before")
+            masks = [info[KEY] for info in current]
+        elif self._methods is None:
+            masks = env.env_method(METHOD)
+        else:
+            masks = [method() for method in self._methods]
+        return check_masks(masks, env.action_space, env.num_envs)
+
+
+def check_actions(actions: np.ndarray, masks: np.ndarray, action_space: spaces.Space) -> None:
+    """
+    Check that actions are valid.
+
+    :param actions: Actions, shape ``(n_steps, action_dim)``
+    :param masks: Whether each action was valid, shape ``(n_steps, mask_size)``
+    :param action_space: Action space
+    :raises ValueError: If a mask excludes the action that was taken
+    """
+    columns = np.cumsum([0, *mask_parts(action_space)[:-1]]) + actions.astype(int)
+    is_valid = np.take_along_axis(masks, columns, axis=1)
+    if not is_valid.all():
+        step = np.argwhere(~is_valid)[0, 0]
+        raise ValueError(f"The policy has taken the action {actions[step]}, which its mask {masks[step].astype(int)} excludes")
+
+
+def mask_distribution(distribution: Distribution, masks: th.Tensor | None) -> Distribution:
+    """
+    Take the probability of invalid actions away from a distribution.
+
+    :param distribution: Distribution of the actions of each step, which is changed
+    :param masks: Whether each action is valid, shape ``(n_steps, mask_size)``, ``None`` for no change
+    :return: The same distribution
+    :raises ValueError: If it is of a kind that cannot be masked
+    """
+    if masks is None:
+        return distribution
+    if isinstance(distribution, MaskableDistribution):
+        distribution.apply_masking(masks)
+    elif isinstance(distribution, CategoricalDistribution):
+        distribution.distribution = _masked(distribution.distribution, masks)
+    elif isinstance(distribution, MultiCategoricalDistribution):
+        parts = masks.split([int(n) for n in distribution.action_dims], dim=1)
+        distribution.distribution = [_masked(*pair) for pair in zip(distribution.distribution, parts, strict=True)]
+    elif isinstance(distribution, BernoulliDistribution):
+        may_be_0, may_be_1 = masks.view(len(masks), -1, 2).unbind(dim=2)
+        logits = distribution.distribution.logits
+        logits = th.where(may_be_0, th.where(may_be_1, logits, INVALID), -INVALID)
+        distribution.distribution = Bernoulli(logits=logits)
+    else:
+        raise ValueError(f"{type(distribution).__name__} cannot be masked: use_masking=False ignores masks")
+    return distribution
+
+
+def _masked(distribution: Categorical, masks: th.Tensor) -> Categorical:
+    return Categorical(logits=th.where(masks, distribution.logits, INVALID))
+
+
+class MaskedModel:
+    """
+    A model that reads the masks of the environment in which it is evaluated: ``evaluate_policy(MaskedModel(model, env), env)``
+    for SB3's ``evaluate_policy``. All but ``predict`` is that of the model.
+
+    :param model: A model whose ``predict`` takes ``action_masks``
+    :param env: The vectorized environment that its actions are for
+    """
+
+    def __init__(self, model: Any, env: VecEnv):
+        self._model, self._env = model, env
+        self._masks: ActionMasks | None = None
+        self._resets: list[Any] = [None] * env.num_envs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """
+        Predict actions of the environment, as the model does.
+
+        :param observation: Its observations
+        :param state: What the model remembers
+        :param episode_start: Whether the observations start an episode
+        :param deterministic: Whether to take the likeliest action
+        :param action_masks: Masks, ``None`` for those of the environment
+        :return: Actions, and what the model remembers now
+        """
+        if action_masks is None:
+            if self._masks is None and (source := find_source(self._env)):
+                self._masks = ActionMasks(self._env, source)
+                if source == "info" and not isinstance(self._env.unwrapped, DummyVecEnv):
+                    raise ValueError("An evaluation finds the masks of infos in a DummyVecEnv, or else needs action_masks()")
+            if self._masks is not None:
+                # SB3's evaluate_policy tells of the ends of some episodes only, and resets without a word
+                resets = list(self._env.unwrapped.reset_infos)
+                dones = np.array([info is not before for info, before in zip(resets, self._resets, strict=True)])
+                self._resets = resets
+                action_masks = self._masks(observation, dones, getattr(self._env.unwrapped, "buf_infos", []))
+        return self._model.predict(observation, state, episode_start, deterministic, action_masks=action_masks)
