@@ -125,6 +125,66 @@ class Salesman(gym.Env):
         return min(cls.length([0, *rest]) for rest in permutations(range(1, cls.n_cities)))
 
 
+class TMaze(gym.Env):
+    """
+    A corridor with a junction at its end (Bakker, Reinforcement learning with long short-term memory, 2001). A sign, which is
+    shown in the first step only, says whether the left or the right way out is rewarded with 4; the other one ends the episode
+    with -0.1. In the corridor, action 0 goes forward; the others stay, and cost 0.1.
+
+    :param length: Steps from the sign to the junction
+    """
+
+    observation_space = spaces.Box(0, 1, (3,))
+    #: Forward, left, right
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, length: int = 20):
+        self.length = length
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.sign, self.place, self.is_shown = int(self.np_random.integers(2)), 0, True
+        self.ways_out = self._ways_out()
+        return self._observation(), {}
+
+    def _ways_out(self) -> list[int]:
+        return [1, 2]
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.is_shown = False
+        if action == 0 and self.place < self.length:
+            self.place += 1
+            return self._observation(), 0.0, False, False, {}
+        is_out = self.place == self.length and action > 0
+        return self._observation(), 4.0 if is_out and action == self.ways_out[self.sign] else -0.1, bool(is_out), False, {}
+
+    def _observation(self) -> np.ndarray:
+        sign = self.is_shown * np.eye(2)[self.sign]
+        return np.array([*sign, self.place == self.length], dtype=np.float32)
+
+
+class MaskedTMaze(TMaze):
+    """
+    A T-maze with seven doors, two of which are open in each episode. Only the mask tells which; the sign says whether the first
+    or the second of them is rewarded, and the other doors end the episode with -0.1.
+    """
+
+    action_space = spaces.Discrete(8)
+
+    def _ways_out(self) -> list[int]:
+        return sorted(1 + self.np_random.choice(7, size=2, replace=False))
+
+    def action_masks(self) -> np.ndarray:
+        """
+        Tell which actions are valid.
+
+        :return: Forward in the corridor, the open doors at its end
+        """
+        valid = np.zeros(8, dtype=bool)
+        valid[self.ways_out if self.place == self.length else 0] = True
+        return valid
+
+
 def make_flat(env_id: str, **kwargs: Any) -> gym.Env:
     """
     Make an environment whose observations are vectors: SB3 knows no tuples.
@@ -140,4 +200,6 @@ gym.register("Bandit-v0", Bandit)
 gym.register("Parity-v0", Parity)
 gym.register("Corridor-v0", Corridor, max_episode_steps=200)
 gym.register("Salesman-v0", Salesman)
+gym.register("TMaze-v0", TMaze, max_episode_steps=100)
+gym.register("MaskedTMaze-v0", MaskedTMaze, max_episode_steps=100)
 gym.register("FlatBlackjack-v1", make_flat, kwargs={"env_id": "Blackjack-v1"})

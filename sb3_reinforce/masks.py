@@ -241,3 +241,14 @@ class MaskedModel:
                 self._resets = resets
                 action_masks = self._masks(observation, dones, getattr(self._env.unwrapped, "buf_infos", []))
         return self._model.predict(observation, state, episode_start, deterministic, action_masks=action_masks)
+
+
+def of_environment(model: Any, env: VecEnv) -> Any:
+    """
+    Let a model go by the masks of the environment in which it is evaluated, if it has learned with masks.
+
+    :param model: A model of any algorithm
+    :param env: The vectorized environment that its actions are for
+    :return: The model, or a :class:`MaskedModel`
+    """
+    return MaskedModel(model, env) if getattr(model, "mask_source", None) else model

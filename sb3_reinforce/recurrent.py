@@ -11,6 +11,7 @@ import numpy as np
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -20,6 +21,9 @@ from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy
 
 #: Hidden states and cells of a network, shape ``(n_layers, n_envs, hidden_size)``. A GRU uses the first one only
 States = tuple[th.Tensor, ...]
+
+#: Longest time constant of the initial memory, in steps
+TIME_SCALE = 100.0
 
 #: Arguments of PyTorch's LSTM and GRU that leave the shapes as sb3_contrib's policy expects them
 RNN_ARGUMENTS = {"bias", "dropout"}
@@ -43,6 +47,26 @@ def pack(features: th.Tensor, episode_starts: th.Tensor) -> tuple[PackedSequence
     places[order] = np.arange(len(order))
     by_time = features[th.as_tensor(order, device=features.device)]
     return PackedSequence(by_time, th.as_tensor(np.bincount(time))), th.as_tensor(places, device=features.device)
+
+
+def init_memory(network: nn.RNNBase) -> None:
+    """
+    Initialize a recurrent network so that the past reaches far into an episode: orthogonal weights, as in the other layers of
+    SB3's policies, and units that forget with time constants of 1 to :data:`TIME_SCALE` steps (Tallec & Ollivier,
+    Can recurrent neural networks warp time?, https://arxiv.org/abs/1804.11188, section 3; the input gates stay half open).
+    With PyTorch's initialization, every unit forgets half of what it holds in each step.
+
+    :param network: An LSTM or a GRU
+    """
+    size = network.hidden_size
+    for name, parameter in network.named_parameters():
+        if "weight" in name:
+            for gate in parameter.data.split(size):
+                nn.init.orthogonal_(gate)
+        else:
+            nn.init.zeros_(parameter)
+            if "bias_ih" in name:  # The forget gate of an LSTM, the update gate of a GRU
+                parameter.data[size : 2 * size] = th.log(1 + th.rand(size) * (TIME_SCALE - 1))
 
 
 class ReinforceLstmPolicy(ReinforcePolicy, RecurrentActorCriticPolicy):
@@ -95,6 +119,14 @@ class ReinforceLstmPolicy(ReinforcePolicy, RecurrentActorCriticPolicy):
                 self.lstm_critic = rnn_class(*sizes, **self.lstm_kwargs)  # type: ignore[assignment]
             learning_rate = self.optimizer.param_groups[0]["lr"]
             self.optimizer = self.optimizer_class(self.parameters(), lr=learning_rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
+        if self.ortho_init:
+            for network in (self.lstm_actor, self.lstm_critic):
+                if network is not None:
+                    init_memory(network)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.features_dim = int(self.features_dim)  # NumPy's for MultiDiscrete observations, which PyTorch's LSTM refuses
+        super()._build(lr_schedule)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         n_lstm_layers, _, lstm_hidden_size = self.lstm_hidden_state_shape

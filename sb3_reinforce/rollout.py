@@ -157,7 +157,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         if self.mask_source is not None:
             warnings.warn(
                 "The model has learned with action masks, and is to predict without: give predict(..., action_masks=...), and "
-                "evaluate with evaluate_policy(sb3_reinforce.masks.MaskedModel(model, vec_env), vec_env)"
+                "evaluate with evaluate_policy(MaskedModel(model, vec_env), vec_env)"
             )
         return super().predict(observation, state, episode_start, deterministic)
 

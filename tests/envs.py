@@ -116,9 +116,9 @@ def is_valid(action, mask, action_space):
     return True
 
 
-def some_masks(action_space, n):
+def some_masks(action_space, n, seed=0):
     """Draw masks, each with a valid action for every choice."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     masks = generator.random((n, sum(mask_parts(action_space)))) < 0.5
     start = 0
     for size in mask_parts(action_space):

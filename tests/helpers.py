@@ -81,7 +81,7 @@ def changed(model, before):
 def critic_names(model):
     """Return the names of the parameters that only the critic uses; shared features belong to the actor."""
     prefix = "value_net" if model.policy.share_features_extractor else "vf_features_extractor"
-    return {name for name in model.policy.state_dict() if "value_net" in name or name.startswith(prefix)}
+    return {name for name in model.policy.state_dict() if "value_net" in name or name.startswith((prefix, "lstm_critic"))}
 
 
 def vector_of(tensors, names=None):
@@ -112,6 +112,13 @@ def raises(*parts):
 # Memory, by definition
 
 
+def obs_of_step(observations, step):
+    """Take one step of observations, a tensor or a dict of them."""
+    if isinstance(observations, dict):
+        return {key: part[step : step + 1] for key, part in observations.items()}
+    return observations[step : step + 1]
+
+
 def step_by_step(policy, observations):
     """
     Pass an episode through a policy with memory one step at a time, with the states carried on by hand.
@@ -126,8 +133,7 @@ def step_by_step(policy, observations):
     states_pi = states_vf = (zeros, zeros)
     distributions, values = [], []
     for step in range(len(next(iter(observations.values())) if isinstance(observations, dict) else observations)):
-        rows = slice(step, step + 1)
-        obs = {key: part[rows] for key, part in observations.items()} if isinstance(observations, dict) else observations[rows]
+        obs = obs_of_step(observations, step)
         distribution, states_pi = policy.get_distribution(obs, states_pi, th.zeros(1))
         distributions.append(copy(distribution))
         values.append(policy.predict_values(obs, states_vf, th.zeros(1)).flatten())

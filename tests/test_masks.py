@@ -17,6 +17,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.batch_policy import divergence
+from sb3_reinforce.compare.references import evaluate_reference, masked_action
 from sb3_reinforce.masks import MaskedModel, check_masks, mask_distribution, mask_parts
 from sb3_reinforce.policies import ReinforcePolicy
 from sb3_reinforce.sampler import NumpySampler, TorchSampler
@@ -275,6 +276,30 @@ def test_predict(name):
     masks = some_masks(model.action_space, 30)
     actions, _ = model.predict(np.stack([space.sample() for _ in masks]), action_masks=masks)
     assert all(is_valid(action, mask, model.action_space) for action, mask in zip(actions, masks, strict=True))
+
+
+@pytest.mark.parametrize("offer", ["method", "info", "observation"])
+@pytest.mark.parametrize("name", ACTION_SPACES)
+def test_policies_that_learn_nothing(name, offer):
+    """The random actions of ``compare`` are valid, too; each valid one is as likely."""
+    gym.register("Masked-v0", MaskEnv, kwargs=dict(offer=offer, action_space=ACTION_SPACES[name], lengths=(5,)))
+    try:
+        for reference in ("random", "zero_action"):
+            assert len(evaluate_reference(reference, "Masked-v0", 0, 20)) == 20
+    finally:
+        del gym.registry["Masked-v0"]
+
+
+def test_random_valid_actions_are_uniform():
+    """4000 draws at 5 standard errors."""
+    space = spaces.MultiDiscrete([3, 4])
+    space.seed(0)
+    valid = np.array([1, 0, 1, 0, 1, 1, 1], dtype=bool)
+    drawn = np.array([masked_action(valid, space, is_random=True) for _ in range(4000)])
+    for column, start, size, n in ((0, 0, 3, 2), (1, 3, 4, 3)):
+        shares = np.bincount(drawn[:, column], minlength=size) / 4000
+        expected = valid[start : start + size] / n
+        assert (np.abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / 4000)).all()
 
 
 # Errors

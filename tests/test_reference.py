@@ -5,6 +5,7 @@ The batch, the advantages and the gradient against an implementation that is slo
 """
 
 import os
+from copy import copy
 
 import gymnasium as gym
 import numpy as np
@@ -16,8 +17,18 @@ from hypothesis import strategies as st
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from tests.envs import RecordVec
-from tests.helpers import batch_of, clone, collect, critic_names, gradient_of, linear_predictions, make_model
+from tests.envs import RecordVec, some_masks
+from tests.helpers import (
+    batch_of,
+    clone,
+    collect,
+    critic_names,
+    gradient_of,
+    linear_predictions,
+    make_model,
+    obs_of_step,
+    step_by_step,
+)
 
 #: Baselines are also tried with returns that they are not made for
 pytestmark = pytest.mark.filterwarnings("ignore:baseline=.* estimates the reward-to-go")
@@ -48,14 +59,18 @@ class ScriptedEnv(gym.Env):
 
     :param ends: Length of each episode, and whether a time limit ends it
     :param scale: Rewards are whole numbers from -3 to 3 times this
+    :param masked: Whether to offer random action masks
     """
 
-    def __init__(self, observation_space, action_space, ends, scale, seed):
+    def __init__(self, observation_space, action_space, ends, scale, seed, masked):
         self.observation_space, self.action_space = observation_space, action_space
         self.ends, self.scale, self.rng = ends, scale, np.random.default_rng(seed)
         self.observation_space.seed(seed)
         self.episode = -1
         self.time = 0
+        if masked:
+            self.masks = some_masks(action_space, 50, seed)
+            self.action_masks = lambda: self.masks[(7 * self.episode + self.time) % 50]
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -98,6 +113,8 @@ def cases(draw, baseline):
         normalize_advantage=draw(st.booleans()),
         time_limit=draw(st.sampled_from(time_limits)),
         ent_coef=draw(st.sampled_from([0.0, 0.1])),
+        memory=draw(st.sampled_from([None, None, "LSTM", "GRU"])),
+        masked=draw(st.booleans()),
     )
 
 
@@ -128,10 +145,13 @@ def tensors_of(observations):
     return obs_as_tensor(observations, "cpu")
 
 
-def values_of(model, observations):
-    """Return what the critic says about the observations, in the unit of the returns before its first fit."""
+def values_of(model, observations, case):
+    """Return what the critic says about the observations of an episode, in the unit of the returns before its first fit."""
     with th.no_grad():
-        values = model.policy.predict_values(tensors_of(observations)).flatten().double()
+        if case["memory"]:
+            values = step_by_step(model.policy, tensors_of(observations))[1].double()
+        else:
+            values = model.policy.predict_values(tensors_of(observations)).flatten().double()
     return (values * np.sqrt(1 + 1e-8) if model.normalize_value else values).tolist()
 
 
@@ -186,10 +206,11 @@ def reference_advantages(model, env, episodes, case):
         values = [0.0] * len(rewards)
         last = 0.0
         if case["baseline"] == "value":
-            values = values_of(model, [pick(env.observations, step, i) for step in range(first, end)])
             info = env.infos[end - 1][i]
-            if case["time_limit"] == "bootstrap" and info["TimeLimit.truncated"]:
-                (last,) = values_of(model, [info["terminal_observation"]])
+            is_cut = case["time_limit"] == "bootstrap" and info["TimeLimit.truncated"]
+            shown = [pick(env.observations, step, i) for step in range(first, end)]
+            values = values_of(model, shown + [info["terminal_observation"]] * is_cut, case)
+            last = values.pop() if is_cut else 0.0
         returns, after = [], last
         for reward in reversed(rewards):
             after = reward + gamma * after
@@ -236,15 +257,56 @@ def reference_advantages(model, env, episodes, case):
     return advantages, np.concatenate(all_returns)
 
 
+def choices_of(distribution, action_space):
+    """Return the logits of each choice of a distribution of one step, from which the action is made."""
+    inner = distribution.distribution
+    if isinstance(action_space, spaces.MultiBinary):
+        return [th.stack([th.zeros(()), logit]) for logit in inner.logits[0]]
+    return [part.logits[0] for part in (inner if isinstance(inner, list) else [inner])]
+
+
+def masked_terms(distribution, action, mask, action_space):
+    """Return log-probability and entropy of one step, from the logits of its valid actions."""
+    log_prob, entropy, start = 0.0, 0.0, 0
+    for value, logits in zip(np.ravel(action), choices_of(distribution, action_space), strict=True):
+        valid = np.flatnonzero(mask[start : start + len(logits)])
+        start += len(logits)
+        log_probs = logits[valid] - th.logsumexp(logits[valid], dim=0)
+        log_prob = log_prob + log_probs[list(valid).index(int(value))]
+        entropy = entropy - (log_probs.exp() * log_probs).sum()
+    return log_prob, entropy
+
+
+def terms(model, observations, actions, masks, case):
+    """Return log-probabilities and entropies of an episode."""
+    if not case["memory"] and masks is None:
+        distribution = model.policy.get_distribution(observations)
+        return distribution.log_prob(actions), distribution.entropy()
+    if case["memory"]:
+        distributions, _ = step_by_step(model.policy, observations)
+    else:
+        rows = [obs_of_step(observations, step) for step in range(len(actions))]
+        distributions = [copy(model.policy.get_distribution(row)) for row in rows]
+    pairs = []
+    for step, distribution in enumerate(distributions):
+        action = actions[step : step + 1]
+        if masks is None:
+            pairs.append((distribution.log_prob(action), distribution.entropy()))
+        else:
+            pairs.append(masked_terms(distribution, action, masks[step], model.action_space))
+    return tuple(th.stack([value.reshape(()) for value in part]) for part in zip(*pairs, strict=True))
+
+
 def reference_gradient(model, env, episodes, actions, advantages, case):
     """Return the gradient of the loss, summed episode by episode."""
     loss, row = 0.0, 0
     for i, first, end in episodes:
         rows = slice(row, row + end - first)
         observations = tensors_of([pick(env.observations, step, i) for step in range(first, end)])
-        distribution = model.policy.get_distribution(observations)
-        log_probs = distribution.log_prob(actions[rows].flatten() if case["action"] == "discrete" else actions[rows].float())
-        loss = loss - (log_probs * th.as_tensor(advantages[rows]) + case["ent_coef"] * distribution.entropy()).sum()
+        taken = actions[rows].flatten() if case["action"] == "discrete" else actions[rows].float()
+        masks = [env.masks[step][i] for step in range(first, end)] if case["masked"] else None
+        log_probs, entropy = terms(model, observations, taken, masks, case)
+        loss = loss - (log_probs * th.as_tensor(advantages[rows]) + case["ent_coef"] * entropy).sum()
         row = rows.stop
     loss = loss / (len(episodes) if case["reduction"] == "episode" else row)
     parameters = [p for name, p in model.policy.named_parameters() if name not in critic_names(model)]
@@ -253,11 +315,16 @@ def reference_gradient(model, env, episodes, actions, advantages, case):
 
 
 class RecordAll(RecordVec):
-    """Record the infos too."""
+    """Record the infos, and the masks, too."""
 
     def reset(self):
-        self.infos = []
+        self.infos, self.masks = [], []
         return super().reset()
+
+    def step_async(self, actions):
+        if self.has_attr("action_masks"):
+            self.masks.append(self.env_method("action_masks"))
+        super().step_async(actions)
 
     def step_wait(self):
         result = super().step_wait()
@@ -271,19 +338,21 @@ class RecordAll(RecordVec):
 @given(st.data())
 def test_fast_and_slow_agree(baseline, data):
     case = data.draw(cases(baseline))
+    case["masked"] &= case["action"] != "box"
     observation_space, action_space = OBSERVATIONS[case["observation"]], ACTIONS[case["action"]]
     makers = [
         lambda ends=ends, i=i: ScriptedEnv(
             spaces.Dict(observation_space.spaces) if case["observation"] == "dict" else observation_space,
-            action_space, ends, case["scale"], case["seed"] + i,
+            action_space, ends, case["scale"], case["seed"] + i, case["masked"],
         )
         for i, ends in enumerate(case["ends"])
     ]  # fmt: skip
     env = RecordAll(DummyVecEnv(makers))
     keys = ("n_episodes", "gamma", "gae_lambda", "returns", "baseline", "reduction", "discount_states",
             "normalize_advantage", "time_limit", "ent_coef")  # fmt: skip
-    policy = "MultiInputPolicy" if case["observation"] == "dict" else "MlpPolicy"
-    model = make_model(env, policy, seed=case["seed"] % 1000, policy_kwargs=dict(net_arch=[4]), target_kl=None,
+    policy = ("MultiInput" if case["observation"] == "dict" else "Mlp") + ("LstmPolicy" if case["memory"] else "Policy")
+    of_memory = dict(lstm_hidden_size=3, rnn_class=getattr(th.nn, case["memory"])) if case["memory"] else {}
+    model = make_model(env, policy, seed=case["seed"] % 1000, policy_kwargs=dict(net_arch=[4], **of_memory), target_kl=None,
                        n_value_epochs=1, **{key: case[key] for key in keys})  # fmt: skip
     case = resolved(case)
     collect(model)

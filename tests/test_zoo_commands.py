@@ -110,6 +110,23 @@ def test_unknown_command(tmp_path):
     assert re.fullmatch(r"sb3-reinforce: error: .*'tarin'.*'train'.*\n", errors), errors
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("offer", ["method", "info"])
+def test_all_commands_go_by_action_masks(tmp_path, offer):
+    """The environment fails at an invalid action."""
+    (tmp_path / "masked.py").write_text(
+        f"import gymnasium as gym\ngym.register('Masked-v0', 'tests.envs:MaskEnv', kwargs=dict(offer='{offer}'))"
+    )
+    agent = ("--algo", "reinforce", "--env", "Masked-v0", "--gym-packages", "masked", "-f", "logs")
+    options = ("-n", "60", "--eval-freq", "20", "--eval-episodes", "5", "--seed", "0")
+    call_and_succeed(tmp_path, "train", *agent, *options, "-params", "n_episodes:3", "policy:'MlpLstmPolicy'")
+    for option in ("--deterministic", "--stochastic"):
+        output = call_and_succeed(tmp_path, "enjoy", *agent, "-n", "50", "--no-render", option)
+        assert "Mean reward" in output
+    compare = ("--env", "Masked-v0", "--algos", "reinforce", "--seeds", "1", "--gym-packages", "masked", "--out", "comparison")
+    call_and_succeed(tmp_path, "compare", *compare, *options[:-2], PYTHONPATH=str(Path(__file__).parents[1]))
+
+
 MY_ENVS = """
 import gymnasium as gym
 

@@ -32,6 +32,12 @@ def test_experiment_manager():
     assert "\n    exp_manager = ExperimentManager(\n" in source("train")
 
 
+@pytest.mark.parametrize("name", ["enjoy", "record_video", "push_to_hub"])
+def test_action_masks(name):
+    """RL Zoo knows no masks."""
+    assert "action_masks" not in source(name) and "create_test_env" in source(name)
+
+
 def test_vec_env_options():
     """Neither option of ``make_vec_env`` is there."""
     body = source("exp_manager").partition("def create_envs(")[2].partition("\n    def ")[0]

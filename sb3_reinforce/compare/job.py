@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 from sb3_reinforce.checks import versions
 from sb3_reinforce.compare.files import EPISODES, JOB, KINDS, PROGRESS, RESULT, read_json, write_json
 from sb3_reinforce.compare.references import EVAL_SEED_OFFSET
+from sb3_reinforce.masks import of_environment
 from sb3_reinforce.zoo.exp_manager import ExperimentManager
 from sb3_reinforce.zoo.train import train
 
@@ -140,10 +141,11 @@ class RunManager(ExperimentManager):
         sync_envs_normalization(model.env, env)  # type: ignore[arg-type]
         if getattr(model, "use_sde", False):  # One noise for each environment, not that of training for all
             model.policy.reset_noise(env.num_envs)  # type: ignore[operator]
+        evaluated = of_environment(model, env)
         for kind in KINDS:
             env.seed(EVAL_SEED_OFFSET + self.job["seed"])
             result[kind], _ = evaluate_policy(
-                model, env, self.job["n_eval_episodes"], kind == "deterministic", return_episode_rewards=True
+                evaluated, env, self.job["n_eval_episodes"], kind == "deterministic", return_episode_rewards=True
             )
         env.close()
         write_json(self.folder / RESULT, {**result, "versions": versions()})

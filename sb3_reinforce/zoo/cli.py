@@ -136,7 +136,7 @@ def run_agent_command(command: str, arguments: list[str], gym_packages: Sequence
         check_agent(command, arguments)
         if command in ("record_video", "push_to_hub"):
             arguments = rendering.follow_robot(args.env, arguments)
-    with upstream.hub_functions(), upstream.replaced(sys, "argv", [sys.argv[0], *arguments]):
+    with upstream.hub_functions(), upstream.action_masks(), upstream.replaced(sys, "argv", [sys.argv[0], *arguments]):
         if command == "enjoy":
             from rl_zoo3.enjoy import enjoy
 

@@ -146,6 +146,7 @@ class ExperimentManager(exp_manager.ExperimentManager):
         :param trial: Trial of a search
         :return: Its score
         """
+        trial.set_user_attr("policy", str(self._hyperparams["policy"]))
         try:
             return super().objective(trial)
         except ValueError as error:

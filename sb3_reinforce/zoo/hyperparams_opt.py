@@ -8,6 +8,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 NET_ARCHS = {"linear": [], "tiny": [32], "small": [64, 64], "medium": [256, 256]}
+LSTM_SIZES = [16, 32, 64, 128, 256]
 ACTIVATION_FNS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -25,7 +26,7 @@ def sample_reinforce_params(trial: optuna.Trial, n_actions: int, n_envs: int, ad
     """
     Sample hyperparameters of REINFORCE.
 
-    :param trial: The trial to sample for
+    :param trial: The trial to sample for, with the policy as a user attribute
     :param n_actions: Not used
     :param n_envs: Number of training environments: there is at least one episode per environment and update
     :param additional_args: Not used
@@ -46,6 +47,9 @@ def sample_reinforce_params(trial: optuna.Trial, n_actions: int, n_envs: int, ad
     trial.suggest_categorical("net_arch", list(NET_ARCHS))
     trial.suggest_categorical("activation_fn", list(ACTIVATION_FNS))
     trial.suggest_float("log_std_init", -2.0, 0.5)
+    if "Lstm" in trial.user_attrs.get("policy", ""):
+        trial.suggest_categorical("lstm_hidden_size", LSTM_SIZES)
+        trial.suggest_categorical("enable_critic_lstm", [False, True])
 
     # Display true values
     trial.set_user_attr("gamma", 1 - one_minus_gamma)
@@ -69,5 +73,6 @@ def convert_reinforce_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "net_arch": NET_ARCHS[hyperparams.pop("net_arch")],
         "activation_fn": ACTIVATION_FNS[hyperparams.pop("activation_fn")],
         "log_std_init": hyperparams.pop("log_std_init"),
+        **{name: hyperparams.pop(name) for name in ("lstm_hidden_size", "enable_critic_lstm") if name in hyperparams},
     }
     return hyperparams

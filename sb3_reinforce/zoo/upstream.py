@@ -10,11 +10,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 #: The processes that RL Zoo's scripts start, and our commands that take their place
 CHILDREN = {("python", "enjoy.py"): "enjoy", ("python", "-m", "rl_zoo3.record_video"): "record_video"}
@@ -171,4 +172,37 @@ def hub_functions() -> Iterator[None]:
     download = partial(load_from_hub, original=huggingface_sb3.load_from_hub)
     save = partial(save_metadata, original=repocard.metadata_save)
     with replaced(huggingface_sb3, "load_from_hub", download), replaced(repocard, "metadata_save", save):
+        yield
+
+
+@contextmanager
+def action_masks() -> Iterator[None]:
+    """
+    Let the agents of REINFORCE that RL Zoo's scripts load, which have to be imported within the ``with`` statement, go by the
+    action masks of the environment that the script has made.
+
+    rl_zoo3 2.9.2 calls ``model.predict`` without masks, and has no ``MaskablePPO`` among its algorithms.
+    """
+    import rl_zoo3
+    from rl_zoo3 import enjoy, utils
+
+    from sb3_reinforce.masks import of_environment
+    from sb3_reinforce.reinforce import REINFORCE
+
+    envs: list[Any] = []
+    create = utils.create_test_env
+
+    def create_test_env(*args: Any, **kwargs: Any) -> Any:
+        envs.append(create(*args, **kwargs))
+        return envs[-1]
+
+    class Masked(REINFORCE):
+        @classmethod
+        def load(cls, *args: Any, **kwargs: Any) -> Any:
+            return of_environment(REINFORCE.load(*args, **kwargs), envs[-1])
+
+    with ExitStack() as stack:
+        for module in (rl_zoo3, enjoy, utils):
+            stack.enter_context(replaced(module, "create_test_env", create_test_env))
+        stack.enter_context(mock.patch.dict(utils.ALGOS, {"reinforce": Masked}))
         yield
