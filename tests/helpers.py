@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import BasePolicy
@@ -307,6 +308,19 @@ def record_noise(sampler):
     draws, draw = [], sampler._next_noise
     sampler._next_noise = lambda: draws.append(draw()) or draws[-1]
     return draws
+
+
+def actions_of_noise(distribution, noise, action_space):
+    """Return the actions that a distribution makes of the noise of the NumPy sampler."""
+    inner, noise = distribution.distribution, th.as_tensor(noise)
+    if isinstance(action_space, spaces.Box):
+        return inner.mean + inner.stddev * noise
+    if isinstance(action_space, spaces.Discrete):
+        return (inner.logits + noise).argmax(dim=1)
+    if isinstance(action_space, spaces.MultiDiscrete):
+        noises = noise.split([part.logits.shape[1] for part in inner], dim=1)
+        return th.stack([(part.logits + own).argmax(dim=1) for part, own in zip(inner, noises, strict=True)], dim=1)
+    return (inner.logits + noise > 0).float()
 
 
 def set_noise(sampler, noise):

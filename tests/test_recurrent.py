@@ -21,6 +21,7 @@ from sb3_reinforce.recurrent import ReinforceCnnLstmPolicy, ReinforceLstmPolicy,
 from sb3_reinforce.sampler import NumpySampler, TorchSampler, is_plain
 from tests.envs import SpacesEnv
 from tests.helpers import (
+    actions_of_noise,
     assert_same,
     batch_of,
     clone,
@@ -193,17 +194,7 @@ def test_numpy_remembers_what_pytorch_does(name, n_envs):
         batch = EpisodeRolloutBufferSamples(th.as_tensor(obs), episode_starts=th.as_tensor(starts))
         with th.no_grad():
             distribution, states = policy.step(batch, states)
-        noise = th.as_tensor(draws[-1])
-        inner = distribution.distribution
-        if isinstance(policy.action_space, spaces.Box):
-            expected = inner.mean + inner.stddev * noise
-        elif isinstance(policy.action_space, spaces.Discrete):
-            expected = (inner.logits + noise).argmax(dim=1)
-        elif isinstance(policy.action_space, spaces.MultiDiscrete):
-            noises = noise.split([part.logits.shape[1] for part in inner], dim=1)
-            expected = th.stack([(d.logits + n).argmax(dim=1) for d, n in zip(inner, noises, strict=True)], dim=1)
-        else:
-            expected = (inner.logits + noise > 0).float()
+        expected = actions_of_noise(distribution, draws[-1], policy.action_space)
         np.testing.assert_allclose(actions.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
         starts = generator.random(n_envs) < 0.3
         fast.start_episodes(starts)

@@ -9,7 +9,7 @@ from torch import nn
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.policies import ReinforcePolicy
 from sb3_reinforce.sampler import NumpySampler, is_plain
-from tests.helpers import collect, record_noise, set_noise
+from tests.helpers import actions_of_noise, collect, record_noise, set_noise
 
 OBS_SPACES = {"vector": spaces.Box(-1, 1, (4,), np.float64), "matrix": spaces.Box(-1, 1, (2, 3))}
 ACTION_SPACES = {
@@ -42,17 +42,8 @@ def observations(policy, n_envs):
 def reference(policy, obs, noise):
     """Return the actions that the policy's own distribution makes of this noise."""
     with th.no_grad():
-        distribution = policy.get_distribution(th.as_tensor(obs, dtype=th.float32)).distribution
-    noise = th.as_tensor(noise)
-    if isinstance(policy.action_space, spaces.Box):
-        actions = distribution.mean + distribution.stddev * noise
-    elif isinstance(policy.action_space, spaces.Discrete):
-        actions = (distribution.logits + noise).argmax(dim=1)
-    elif isinstance(policy.action_space, spaces.MultiDiscrete):
-        parts = noise.split([part.logits.shape[1] for part in distribution], dim=1)
-        actions = th.stack([(d.logits + part).argmax(dim=1) for d, part in zip(distribution, parts, strict=True)], dim=1)
-    else:
-        actions = (distribution.logits + noise > 0).float()
+        distribution = policy.get_distribution(th.as_tensor(obs, dtype=th.float32))
+        actions = actions_of_noise(distribution, noise, policy.action_space)
     return actions.reshape(len(obs), *policy.action_space.shape).numpy()
 
 
