@@ -165,7 +165,7 @@ class TMaze(gym.Env):
 
 class MaskedTMaze(TMaze):
     """
-    A T-maze with seven doors, two of which are open in each episode. Only the mask tells which; the sign says whether the first
+    A T-maze with seven doors, two of which are open in an episode. Only the mask tells which; the sign says whether the first
     or the second of them is rewarded, and the other doors end the episode with -0.1.
     """
 

@@ -205,7 +205,7 @@ class MaskedModel:
 
     def __init__(self, model: Any, env: VecEnv):
         self._model, self._env = model, env
-        self._masks: ActionMasks | None = None
+        self._is_known, self._masks = False, None  # Where the masks come from can be told after a reset
         self._resets: list[Any] = [None] * env.num_envs
 
     def __getattr__(self, name: str) -> Any:
@@ -230,8 +230,9 @@ class MaskedModel:
         :return: Actions, and what the model remembers now
         """
         if action_masks is None:
-            if self._masks is None and (source := find_source(self._env)):
-                self._masks = ActionMasks(self._env, source)
+            if not self._is_known:
+                self._is_known, source = True, find_source(self._env)
+                self._masks = ActionMasks(self._env, source) if source else None
                 if source == "info" and not isinstance(self._env.unwrapped, DummyVecEnv):
                     raise ValueError("An evaluation finds the masks of infos in a DummyVecEnv, or else needs action_masks()")
             if self._masks is not None:

@@ -67,6 +67,7 @@ def test_gradients_are_those_of_training(env_id, discount_states):
     [
         ("MultiInputPolicy", make_dict_env(vector=VECTOR, cell=CELL), {}),
         ("MlpPolicy", make_vec_env(CountEnv), dict(state_dependent_std=True)),
+        ("MlpLstmPolicy", make_vec_env(CountEnv), dict(lstm_hidden_size=4)),
     ],
 )
 def test_other_policies(policy, env, policy_kwargs):

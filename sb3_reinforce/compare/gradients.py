@@ -12,19 +12,18 @@ import pandas as pd
 import torch as th
 from gymnasium.spaces import Dict, flatdim
 from rl_zoo3.utils import create_test_env, get_saved_hyperparams
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
-from torch.func import functional_call, vjp, vmap
 
 from sb3_reinforce.advantages import compute_advantages, weights
 from sb3_reinforce.arguments import MAX_LINEAR_NUMBERS, OF_REWARD_TO_GO
 from sb3_reinforce.baselines import BASELINES
-from sb3_reinforce.batch import EpisodeRolloutBufferSamples, flat_observations
-from sb3_reinforce.batch_policy import batch_policy
+from sb3_reinforce.batch import flat_observations
+from sb3_reinforce.batch_policy import batch_policy, has_memory
 from sb3_reinforce.checks import check_choice, check_number, to_schedule
 from sb3_reinforce.compare.contenders import check_env
 from sb3_reinforce.compare.plots import plot_gradients
+from sb3_reinforce.natural_gradient import flatten
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.returns import RETURNS
 
@@ -55,21 +54,6 @@ bootstraps at time limits, the returns of all baselines do."""
 COLUMNS = ("returns", "baseline", "n_episodes", "n_batches", "variance", "snr", "cosine", "noise_scale")
 
 
-class LogProb(th.nn.Module):
-    """
-    A policy's log-probability of the actions of a batch, as a function of its parameters.
-
-    :param policy: The policy
-    """
-
-    def __init__(self, policy: ActorCriticPolicy):
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, batch: EpisodeRolloutBufferSamples) -> th.Tensor:
-        return batch_policy(self.policy).distribution(batch).log_prob(batch.actions)  # type: ignore[arg-type]
-
-
 def collect(model: REINFORCE, n_episodes: int) -> None:
     """
     Fill the rollout buffer of a model, as training does.
@@ -98,8 +82,7 @@ def fit_critic(model: REINFORCE, n_episodes: int) -> None:
 
 def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Estimator] = ESTIMATORS) -> Iterator[np.ndarray]:
     """
-    Compute the gradient estimates of independent batches of the episodes in the rollout buffer of a model. One forward pass
-    per episode, and one backward pass that ``torch.func`` vectorizes over the estimators.
+    Compute the gradient estimates of independent batches of the episodes in the rollout buffer of a model.
 
     :param model: The model
     :param n_episodes: Number of episodes per batch
@@ -109,23 +92,17 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
     buffer, critic = model.rollout_buffer, model.critic
     ends = np.cumsum(buffer.lengths)
     starts = ends - buffer.lengths
-    values = critic.predict(buffer.chunks(2**13))
+    chunks = buffer.chunks(2**13, has_memory(model.policy))
+    values = critic.predict(chunks)
     last_values = critic.predict_last(buffer) if model.bootstraps else np.zeros(buffer.n_episodes)
     needs_features = any(baseline == "linear" for _, baseline in estimators)
-    observations = flat_observations(buffer.chunks(2**13), model.observation_space) if needs_features else None
-    log_prob = LogProb(model.policy)
+    observations = flat_observations(chunks, model.observation_space) if needs_features else None
     of_critic = {id(parameter) for parameter in critic.parameters}
-    parameters = {name: p.detach() for name, p in log_prob.named_parameters() if id(p) not in of_critic}
-
-    def pull_back(steps: slice, cotangents: np.ndarray) -> np.ndarray:
-        batch = buffer._get_samples(steps)
-        _, function, *_ = vjp(lambda p: functional_call(log_prob, p, (batch,)), parameters)
-        (pulled,) = vmap(function)(th.as_tensor(cotangents, dtype=th.float32, device=model.device))
-        return th.cat([pulled[name].flatten(1) for name in parameters], dim=1).double().cpu().numpy()
+    parameters = [p for p in model.policy.parameters() if p.requires_grad and id(p) not in of_critic]
 
     for first in range(0, buffer.n_episodes - n_episodes + 1, n_episodes):
         episodes = np.arange(first, first + n_episodes)
-        offset, steps = starts[first], slice(starts[first], ends[episodes[-1]])
+        steps = slice(starts[first], ends[episodes[-1]])
         rewards, lengths = buffer.rewards[steps], buffer.lengths[episodes]
         factors = []
         for returns, baseline in estimators:
@@ -140,9 +117,13 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
                 observations=observations[steps] if observations is not None and baseline == "linear" else None,
             )
             factors.append(weights(estimate, lengths, len(rewards), discount=model.gamma if model.discount_states else 1.0))
-        rows = np.stack(factors)
-        pulled = [pull_back(slice(starts[i], ends[i]), rows[:, starts[i] - offset : ends[i] - offset]) for i in episodes]
-        yield np.sum(pulled, axis=0) / n_episodes
+        batch = buffer._get_samples(steps)
+        log_prob = batch_policy(model.policy).distribution(batch).log_prob(batch.actions)  # type: ignore[arg-type]
+        gradients = [
+            flatten(th.autograd.grad(log_prob, parameters, w, retain_graph=True, allow_unused=True, materialize_grads=True))
+            for w in th.as_tensor(np.stack(factors)).to(log_prob)
+        ]
+        yield th.stack(gradients).double().cpu().numpy() / n_episodes
 
 
 def quality(gradients: Iterable[np.ndarray], n_episodes: int) -> dict[str, np.ndarray]:
