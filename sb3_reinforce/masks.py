@@ -205,7 +205,9 @@ class MaskedModel:
 
     def __init__(self, model: Any, env: VecEnv):
         self._model, self._env = model, env
-        self._is_known, self._masks = False, None  # Where the masks come from can be told after a reset
+        # Where the masks come from can be told after a reset
+        self._is_known = False
+        self._masks: ActionMasks | None = None
         self._resets: list[Any] = [None] * env.num_envs
 
     def __getattr__(self, name: str) -> Any:
