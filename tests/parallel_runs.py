@@ -29,6 +29,8 @@ from tests.helpers import changed, clone, hidden_state, logged, make_model, rais
 #: Environments of all processes together
 N_ENVS = 4
 
+MEMORY = dict(policy="MlpLstmPolicy", policy_kwargs=dict(lstm_hidden_size=8))
+
 #: Settings whose gradients are to be those of one process
 CASES = {
     "none": dict(baseline=None),
@@ -46,8 +48,8 @@ CASES = {
     "natural, discarded": dict(baseline="timestep", natural_gradient=True, target_kl=0.05, time_limit="discard"),
     # As by default, but for the damping: where it is small, conjugate gradients make more of rounding
     "natural, value": dict(baseline="value", natural_gradient=True, target_kl=0.05, gae_lambda=None, time_limit=None),
-    "memory": dict(policy="MlpLstmPolicy", baseline="value", gae_lambda=0.9, n_value_epochs=2, value_batch_size=7),
-    "natural, memory": dict(policy="MlpLstmPolicy", baseline="timestep", natural_gradient=True, target_kl=0.05),
+    "memory": dict(**MEMORY, baseline="value", gae_lambda=0.9, n_value_epochs=2, value_batch_size=7, target_kl=None),
+    "natural, memory": dict(**MEMORY, baseline="timestep", natural_gradient=True, target_kl=0.05, cg_damping=0.5),
     "value, discarded": dict(baseline="value", time_limit="discard", n_value_epochs=2, value_batch_size=64),
 }
 

@@ -33,7 +33,7 @@ from tests.helpers import (
 #: Baselines are also tried with returns that they are not made for
 pytestmark = pytest.mark.filterwarnings("ignore:baseline=.* estimates the reward-to-go")
 
-N_CASES = int(os.environ.get("FUZZ_CASES", 200))
+N_CASES = int(os.environ.get("FUZZ_CASES", 120))
 
 #: Steps of the longest episodes
 MAX_LENGTH = 200 if "FUZZ_CASES" in os.environ else 40
