@@ -69,6 +69,9 @@ def test_kept_episodes_are_those_of_the_kept_reports():
         assert report(comparison, runs, found, comparison["versions"]) == (out / "report.md").read_text()
 
 
+TASKS = ["Bandit-v0", "Parity-v0", "Corridor-v0", "Salesman-v0", "TMaze-v0", "MaskedTMaze-v0", "FlatBlackjack-v1"]
+
+
 def play(env, actions):
     """Return the rewards of some actions, and how the last one ended the episode."""
     rewards = []
@@ -78,10 +81,31 @@ def play(env, actions):
     return rewards, terminated
 
 
-@pytest.mark.parametrize("env_id", ["Bandit-v0", "Parity-v0", "Corridor-v0", "Salesman-v0", "FlatBlackjack-v1"])
+@pytest.mark.parametrize("env_id", TASKS)
 @pytest.mark.filterwarnings("ignore:.*(render|not within the observation space|symmetric|sparse|2-dimensional)")
 def test_task_is_an_environment(env_id):
     check_env(gym.make(env_id), skip_render_check=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_t_mazes(seed):
+    env = gym.make("TMaze-v0")
+    observation, _ = env.reset(seed=seed)
+    right = 1 + int(observation[1])
+    assert observation.tolist() in ([1, 0, 0], [0, 1, 0])
+    assert play(env, [1, *[0] * 20, 0]) == ([-0.1, *[0.0] * 20, -0.1], False)
+    assert env.unwrapped._observation().tolist() == [0, 0, 1]
+    assert play(env, [right]) == ([4.0], True)
+    env.reset(seed=seed)
+    assert play(env, [*[0] * 20, 3 - right]) == ([*[0.0] * 20, -0.1], True)
+
+    env = gym.make("MaskedTMaze-v0")
+    observation, _ = env.reset(seed=seed)
+    assert env.get_wrapper_attr("action_masks")().tolist() == [True] + [False] * 7
+    play(env, [0] * 20)
+    doors = np.flatnonzero(env.get_wrapper_attr("action_masks")())
+    assert len(doors) == 2 and 0 not in doors
+    assert play(env, [doors[int(observation[1])]]) == ([4.0], True)
 
 
 def test_bandit():
