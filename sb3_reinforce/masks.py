@@ -61,6 +61,16 @@ def mask_parts(action_space: spaces.Space) -> list[int]:
     )
 
 
+def first_columns(parts: list[int]) -> np.ndarray:
+    """
+    Find where the choices begin in a mask.
+
+    :param parts: Number of actions of each choice
+    :return: Column of the first action of each
+    """
+    return np.cumsum([0, *parts[:-1]])
+
+
 def check_masks(masks: Any, action_space: spaces.Space, n_envs: int) -> np.ndarray:
     """
     Check the masks of some environments.
@@ -81,7 +91,7 @@ def check_masks(masks: Any, action_space: spaces.Space, n_envs: int) -> np.ndarr
         raise ValueError(f"Action masks hold other numbers than 0 and 1: {given[0]}. {hint}")
     # The quick test first
     if np.count_nonzero(valid) < valid.size:
-        has_valid = np.logical_or.reduceat(valid, np.cumsum([0, *parts[:-1]]), axis=1)
+        has_valid = np.logical_or.reduceat(valid, first_columns(parts), axis=1)
         if not has_valid.all():
             env_idx, part = np.argwhere(~has_valid)[0]
             choice = f" for choice {part}" if len(parts) > 1 else ""
@@ -155,7 +165,7 @@ def check_actions(actions: np.ndarray, masks: np.ndarray, action_space: spaces.S
     :param action_space: Action space
     :raises ValueError: If a mask excludes the action that was taken
     """
-    columns = np.cumsum([0, *mask_parts(action_space)[:-1]]) + actions.astype(int)
+    columns = first_columns(mask_parts(action_space)) + actions.astype(int)
     is_valid = np.take_along_axis(masks, columns, axis=1)
     if not is_valid.all():
         step = np.argwhere(~is_valid)[0, 0]
