@@ -15,6 +15,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.wrappers import TimeLimit
 from rl_zoo3 import import_envs  # noqa: F401  Registers CartPoleNoVel-v1
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -92,7 +93,7 @@ def make_contenders() -> dict[str, Contender]:
             name = "default" if n_episodes is None else f"n_episodes={n_episodes}"
             found[f"CartPoleNoVel-v1: REINFORCE, {name}, {n_envs}"] = training(model, 4_000, None)
     for env_class, n_steps in ((FourActions, 16_000), (Switches, 4_000)):
-        env = make_vec_env(env_class, 1, seed=SEED)
+        env = make_vec_env(lambda env_class=env_class: TimeLimit(env_class(), 500), 1, seed=SEED)  # type: ignore[misc]
         for use_masking in (False, True):
             model = REINFORCE("MlpPolicy", env, use_masking=use_masking, **options)
             found[f"{env_class.__name__}: REINFORCE, {'masks' if use_masking else 'no masks'}, 1"] = training(

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_reinforce.batch_policy import BatchMethods
-from sb3_reinforce.masks import check_masks, mask_distribution, mask_parts
+from sb3_reinforce.masks import MaskLayout, mask_distribution
 
 
 class TwoTrunkExtractor(MlpExtractor):
@@ -188,8 +188,8 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
         :raises ValueError: If the masks do not fit, or exclude all actions
         """
         if action_masks is not None:
-            size = sum(mask_parts(self.action_space))
-            masks = check_masks(action_masks, self.action_space, max(1, np.size(action_masks) // size))
+            layout = MaskLayout(self.action_space)
+            masks = layout.check(action_masks, max(1, np.size(action_masks) // layout.size))
             self._action_masks = th.as_tensor(masks, device=self.device)
         try:
             return super().predict(observation, state, episode_start, deterministic)

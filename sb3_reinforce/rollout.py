@@ -15,7 +15,7 @@ from sb3_reinforce.batch import Episode
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.callbacks import all_callbacks
 from sb3_reinforce.checks import check_finite
-from sb3_reinforce.masks import KEY, MASK_SOURCES, ActionMasks, MaskedModel, check_actions, find_source
+from sb3_reinforce.masks import KEY, MASK_SOURCES, ActionMasks, MaskedModel, find_source
 from sb3_reinforce.parallel.algorithm import DataParallelAlgorithm
 from sb3_reinforce.parallel.processes import SharedRollout
 from sb3_reinforce.quota import EpisodeQuota
@@ -354,8 +354,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
         self._mean_episode_length = counts.steps / counts.episodes
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
-        if (masks := rollout_buffer.action_masks) is not None:
-            check_actions(rollout_buffer.actions, masks, self.action_space)
+        if read_masks is not None and rollout_buffer.action_masks is not None:
+            read_masks.layout.check_actions(rollout_buffer.actions, rollout_buffer.action_masks)
         if counts.are_all_done:  # SB3's vectorized environments have started the next episode everywhere
             self._last_obs, self._starts = new_obs, mark_starts(env)  # type: ignore[assignment]
 

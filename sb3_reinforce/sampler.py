@@ -343,7 +343,9 @@ class NumpySampler:
     def _noisy_logits(self, obs: np.ndarray) -> np.ndarray:
         logits = forward(self._mean, obs)
         logits += self._next_noise()
-        return logits if self._masks is None else np.where(self._masks, logits, -np.inf)
+        if self._masks is not None:
+            logits[~self._masks] = -np.inf
+        return logits
 
     def _sample_categorical(self, obs: np.ndarray) -> np.ndarray:
         return self._noisy_logits(obs).argmax(axis=1)

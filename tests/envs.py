@@ -6,7 +6,7 @@ from gymnasium import spaces
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
-from sb3_reinforce.masks import mask_parts
+from sb3_reinforce.masks import MaskLayout
 
 
 class CountEnv(gym.Env):
@@ -109,7 +109,7 @@ class SpacesEnv(gym.Env):
 def is_valid(action, mask, action_space):
     """Tell whether a mask allows an action."""
     start = 0
-    for value, size in zip(np.ravel(action), mask_parts(action_space), strict=True):
+    for value, size in zip(np.ravel(action), MaskLayout(action_space).parts, strict=True):
         if not mask[start + int(value)]:
             return False
         start += size
@@ -119,9 +119,9 @@ def is_valid(action, mask, action_space):
 def some_masks(action_space, n, seed=0):
     """Draw masks, each with a valid action for every choice."""
     generator = np.random.default_rng(seed)
-    masks = generator.random((n, sum(mask_parts(action_space)))) < 0.5
+    masks = generator.random((n, MaskLayout(action_space).size)) < 0.5
     start = 0
-    for size in mask_parts(action_space):
+    for size in MaskLayout(action_space).parts:
         masks[np.arange(n), start + generator.integers(size, size=n)] = True
         start += size
     return masks
@@ -137,7 +137,7 @@ class MaskEnv(gym.Env):
 
     def __init__(self, offer="method", action_space=spaces.Discrete(4), lengths=(3, 5, 4)):  # noqa: B008
         self.action_space, self.offer, self.lengths = action_space, offer, lengths
-        size = sum(mask_parts(action_space))
+        size = MaskLayout(action_space).size
         self.observation_space = box = spaces.Box(0, 1, (size,))
         if offer == "observation":
             self.observation_space = spaces.Dict(shown=box, action_mask=spaces.Box(0, 1, (size,), np.int8))

@@ -18,7 +18,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.batch_policy import divergence
 from sb3_reinforce.compare.references import evaluate_reference, masked_action
-from sb3_reinforce.masks import MaskedModel, check_masks, mask_distribution, mask_parts
+from sb3_reinforce.masks import MaskedModel, MaskLayout, mask_distribution
 from sb3_reinforce.policies import ReinforcePolicy
 from sb3_reinforce.sampler import NumpySampler, TorchSampler
 from tests.envs import MaskEnv, SpacesEnv, is_valid, some_masks
@@ -56,7 +56,7 @@ def policy_of(env):
 def valid_outcomes(logits, mask, action_space):
     """Return one distribution per choice, over its valid actions only, and the values that they stand for."""
     found, start, logit = [], 0, 0
-    for size in mask_parts(action_space):
+    for size in MaskLayout(action_space).parts:
         values = np.flatnonzero(mask[start : start + size])
         if isinstance(action_space, spaces.MultiBinary):
             choice = th.stack([th.zeros(()).double(), logits[logit]])  # The logit of 1 against 0
@@ -69,7 +69,7 @@ def valid_outcomes(logits, mask, action_space):
 
 
 def network_size(action_space):
-    return action_space.n if isinstance(action_space, spaces.MultiBinary) else sum(mask_parts(action_space))
+    return action_space.n if isinstance(action_space, spaces.MultiBinary) else MaskLayout(action_space).size
 
 
 @pytest.mark.parametrize("name", ACTION_SPACES)
@@ -122,7 +122,7 @@ def test_no_invalid_action_in_a_million(name, kind):
     policy = ReinforcePolicy(spaces.Box(-1, 1, (2,)), action_space, lambda _: 0.0)
     policy.action_net.weight.data.mul_(1e4)  # Logits of up to about 100
     sampler = kind(policy, n_envs)
-    columns = np.cumsum([0, *mask_parts(action_space)[:-1]])
+    columns = MaskLayout(action_space).starts
     seen = np.zeros(masks.shape, dtype=int)
     for _ in range(1000):
         obs = np.random.default_rng(len(columns)).uniform(-1, 1, (n_envs, 2)).astype(np.float32)
@@ -143,7 +143,7 @@ def test_both_samplers_draw_from_the_masked_distribution(name):
     obs, masks = np.tile(np.float32([0.3, -0.8]), (n, 1)), np.tile(mask, (n, 1))
     with th.no_grad():
         logits = policy.action_net(policy.mlp_extractor.forward_actor(th.as_tensor(obs[:1])))[0].double()
-    columns = np.cumsum([0, *mask_parts(action_space)[:-1]])
+    columns = MaskLayout(action_space).starts
     for kind in (NumpySampler, TorchSampler):
         actions = kind(policy, n)(obs, masks).reshape(n, -1)
         for i, (part, values) in enumerate(valid_outcomes(logits, mask, action_space)):
@@ -308,15 +308,15 @@ def test_random_valid_actions_are_uniform():
 def test_masks_that_do_not_fit():
     discrete, several = ACTION_SPACES["discrete"], ACTION_SPACES["multi-discrete"]
     with raises("Action masks have shape (1, 3)", "needs (1, 4)"):
-        check_masks([[1, 0, 1]], discrete, 1)
+        MaskLayout(discrete).check([[1, 0, 1]], 1)
     with raises("No action is valid in environment 1", "[0 0 0 0]"):
-        check_masks([[1, 0, 1, 0], [0, 0, 0, 0]], discrete, 2)
+        MaskLayout(discrete).check([[1, 0, 1, 0], [0, 0, 0, 0]], 2)
     with raises("No action is valid for choice 1 in environment 0"):
-        check_masks([[1, 1, 0, 0, 0, 0, 1, 1, 1]], several, 1)
+        MaskLayout(several).check([[1, 1, 0, 0, 0, 0, 1, 1, 1]], 1)
     with raises("other numbers than 0 and 1", "norm_obs_keys"):
-        check_masks([[1.0, 0.3, 1.0, 1.0]], discrete, 1)
+        MaskLayout(discrete).check([[1.0, 0.3, 1.0, 1.0]], 1)
     with raises("cannot be masked", "use_masking=False"):
-        mask_parts(spaces.Box(-1, 1, (2,)))
+        MaskLayout(spaces.Box(-1, 1, (2,)))
 
 
 def test_an_environment_without_a_valid_action():

@@ -16,7 +16,7 @@ from torch.nn.utils import parameters_to_vector
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.batch import EpisodeRolloutBufferSamples
 from sb3_reinforce.batch_policy import critic_parameters
-from sb3_reinforce.masks import mask_distribution, mask_parts
+from sb3_reinforce.masks import MaskLayout, mask_distribution
 from sb3_reinforce.recurrent import ReinforceCnnLstmPolicy, ReinforceLstmPolicy, ReinforceMultiInputLstmPolicy
 from sb3_reinforce.sampler import NumpySampler, TorchSampler, is_plain
 from tests.envs import SpacesEnv
@@ -101,7 +101,7 @@ def make_episodes(policy, lengths, masked=False):
         actions = np.stack([policy.action_space.sample() for _ in range(length)])
         is_discrete = isinstance(policy.action_space, spaces.Discrete)
         if masked:
-            parts = mask_parts(policy.action_space)
+            parts = MaskLayout(policy.action_space).parts
             masks = generator.random((length, sum(parts))) < 0.5
             taken = np.cumsum([0, *parts[:-1]]) + actions.reshape(length, -1)
             np.put_along_axis(masks, taken, True, axis=1)
