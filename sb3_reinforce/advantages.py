@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sb3_reinforce.baselines import BASELINES, linear_features
+from sb3_reinforce.baselines import BASELINES, greedy_baseline, linear_features, one_group, timestep_sums
 from sb3_reinforce.parallel.processes import all_max, all_sum, mean_and_var
 from sb3_reinforce.returns import RETURNS, episode_starts, generalized_advantage, timesteps
 
@@ -43,6 +43,9 @@ def compute_advantages(
     last_values: np.ndarray | None = None,
     gae_lambda: float = 1.0,
     observations: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    n_groups: int = 1,
+    greedy: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> Advantages:
     """
     Compute the factors ``R_it - b_it`` of the policy gradient. All processes that share a batch have to call this.
@@ -51,18 +54,29 @@ def compute_advantages(
     :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
     :param gamma: Discount factor per step
     :param returns: Name of the return, a key of ``RETURNS``
-    :param baseline: Name of the baseline: ``None``, a key of ``BASELINES``, or ``"value"``
+    :param baseline: Name of the baseline: ``None``, a key of ``BASELINES``, ``"greedy"`` or ``"value"``
     :param values: The critic's value of each step, shape ``(n_steps,)``, for ``"value"``
     :param last_values: Value of the observation after the last step of each episode, zero where the episode terminated,
         shape ``(n_episodes,)``; ``None`` is zero for all
     :param gae_lambda: Factor of the lambda-return (``"value"`` only), 1 for Monte Carlo
     :param observations: Flat observations (``"linear"`` only), shape ``(n_steps, n_numbers)``
+    :param groups: Group of each episode, shape ``(n_episodes,)``, ``None`` for one group
+    :param n_groups: Number of groups of all processes
+    :param greedy: Rewards, lengths and groups of the greedy episodes (``"greedy"`` only)
     :return: Returns, baseline, advantages, targets of the critic
     """
+    groups = one_group(lengths) if groups is None else groups
     monte_carlo = RETURNS[returns](rewards, lengths, gamma, last_values)
     targets = monte_carlo
     if baseline is None:
         b = np.zeros_like(monte_carlo)
+    elif baseline == "greedy":
+        assert greedy is not None
+        greedy_rewards, greedy_lengths, greedy_groups = greedy
+        of_greedy = RETURNS[returns](greedy_rewards, greedy_lengths, gamma)
+        horizon = int(all_max(max(lengths.max(initial=0), greedy_lengths.max(initial=0))))
+        sums = all_sum(timestep_sums(of_greedy, greedy_lengths, greedy_groups, n_groups, horizon))
+        b = greedy_baseline(lengths, groups, sums)
     elif baseline == "value":
         assert values is not None
         b = values
@@ -70,8 +84,8 @@ def compute_advantages(
     else:
         horizon = int(all_max(lengths.max(initial=0)))
         features = {} if observations is None else {"features": linear_features(observations, lengths)}
-        sums = all_sum(BASELINES[baseline].sums(monte_carlo, lengths, horizon, **features))
-        b = BASELINES[baseline].values(monte_carlo, lengths, sums, **features)
+        sums = all_sum(BASELINES[baseline].sums(monte_carlo, lengths, groups, n_groups, horizon, **features))
+        b = BASELINES[baseline].values(monte_carlo, lengths, groups, sums, **features)
     advantages = (targets if gae_lambda < 1 else monte_carlo) - b
     return Advantages(monte_carlo, b, advantages, targets, *mean_and_var(advantages))
 
@@ -93,6 +107,23 @@ def describe(estimate: Advantages, lengths: np.ndarray, baseline: str | None) ->
         _, error_var = mean_and_var(estimate.targets - estimate.baseline)
         found["explained_variance"] = 1 - error_var / target_var if target_var else math.nan
     return found
+
+
+def count_without_signal(estimate: Advantages, lengths: np.ndarray, groups: np.ndarray, n_groups: int) -> int:
+    """
+    Count the groups whose episodes all have the same return. All processes that share a batch have to call this.
+
+    :param estimate: Result of :func:`compute_advantages`
+    :param lengths: Length of each episode in steps, shape ``(n_episodes,)``
+    :param groups: Group of each episode, shape ``(n_episodes,)``
+    :param n_groups: Number of groups of all processes
+    :return: Number of groups
+    """
+    first = estimate.returns[episode_starts(lengths)]
+    extremes = np.full((n_groups, 2), -np.inf)
+    np.maximum.at(extremes, groups, np.stack([first, -first], axis=1))
+    highest, lowest = (all_max(extremes) * [1, -1]).T
+    return int((highest - lowest <= ROUNDING * np.abs(highest)).sum())
 
 
 def weights(

@@ -17,7 +17,7 @@ from sb3_reinforce.returns import RETURNS
 #: The arguments that are names, and the names they take.
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "returns": tuple(RETURNS),
-    "baseline": (None, *BASELINES, "value"),
+    "baseline": (None, *BASELINES, "greedy", "value"),
     "reduction": ("episode", "step"),
     "time_limit": (None, "terminal", "bootstrap", "discard"),
 }
@@ -86,6 +86,9 @@ def check_arguments(model: Any) -> None:
     check_number("n_episodes", model.n_episodes, 1, integer=True, or_none=True)
     name = f"With baseline={model.baseline!r}, n_episodes"
     check_number(name, model.n_episodes, MIN_N_EPISODES.get(model.baseline, 1), integer=True, or_none=True)
+    check_number("group_size", model.group_size, 1, integer=True)
+    if model.group_size > 1 or model.baseline == "greedy":
+        check_groups(model)
     if model.time_limit == "bootstrap" and model.baseline != "value":
         raise ValueError(f"time_limit='bootstrap' needs the critic, baseline='value', not {model.baseline!r}")
     if (
@@ -104,6 +107,25 @@ def check_arguments(model: Any) -> None:
         )
     if model.env is not None:
         model._check_n_envs(model.env.num_envs)
+
+
+def check_groups(model: Any) -> None:
+    """
+    Check the arguments of ``REINFORCE`` that go with episodes that share a start.
+
+    :param model: A model, whose attributes are its arguments
+    :raises ValueError: If they do not go together
+    """
+    size = model.group_size
+    if model.n_episodes is not None and model.n_episodes % size:
+        raise ValueError(f"n_episodes={model.n_episodes} must be a multiple of group_size={size}")
+    if model.time_limit == "discard":
+        raise ValueError("time_limit='discard' would leave groups without some of their episodes: take 'terminal'")
+    if model.baseline in (None, "linear", "value"):
+        warnings.warn(
+            f"group_size={size} has no use for baseline={model.baseline!r}, which does not compare the episodes of a group: "
+            "'timestep', 'leave_one_out', 'mean' and 'greedy' do"
+        )
 
 
 def check_spaces_and_buffer(model: Any) -> None:

@@ -46,6 +46,10 @@ class Episode:
     :param env_idx: Index of its environment
     :param truncated: Whether a time limit cut it off
     :param terminal_observation: Observation after its last step, ``None`` if the environment does not give it
+    :param group: Number of the group of episodes that it shares its start with, 0 where starts are not shared
+    :param is_greedy: Whether its actions were the likeliest ones, so that it is no part of the batch
+    :param record: What ``Monitor`` says about it, the ``infos["episode"]`` of its last step; SB3 logs the means of ``r`` and
+        ``l``
     """
 
     def __init__(
@@ -53,10 +57,16 @@ class Episode:
         env_idx: int,
         truncated: bool = False,
         terminal_observation: np.ndarray | dict[str, np.ndarray] | None = None,
+        group: int = 0,
+        is_greedy: bool = False,
+        record: dict[str, Any] | None = None,
     ):
         self.env_idx = env_idx
         self.truncated = truncated
         self.terminal_observation = terminal_observation
+        self.group = group
+        self.is_greedy = is_greedy
+        self.record = record
         # Set when the rollout is over
         self._buffer: EpisodeRolloutBuffer | None = None
         self._steps = slice(0)
@@ -69,7 +79,8 @@ class Episode:
             raise RuntimeError(
                 "The steps of an episode are known from the end of its rollout to the start of the next one: copy them"
             )
-        return self._buffer, self._buffer.rows[self._steps]
+        rows = self._buffer.greedy_rows if self.is_greedy else self._buffer.rows
+        return self._buffer, rows[self._steps]
 
     def __len__(self) -> int:
         return len(self._rows()[1])
@@ -90,7 +101,7 @@ class Episode:
     def rewards(self) -> np.ndarray:
         """Rewards, shape ``(n_steps,)``: part of those of the batch, which a callback may change before the update."""
         buffer, _ = self._rows()
-        return buffer.rewards[self._steps]
+        return (buffer.greedy_rewards if self.is_greedy else buffer.rewards)[self._steps]
 
     @rewards.setter
     def rewards(self, rewards: np.ndarray | float) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,11 @@ class EpisodeRolloutBuffer(BaseBuffer):
     apart. From there on ``observations``, ``actions``, ``rewards``, ``episode_starts`` and, after the update,
     ``advantages``, ``returns`` (of the estimator) and ``targets`` (of the critic), of shape ``(n_steps, ...)``, hold the
     episodes end to end. ``lengths`` and ``episodes``, of length ``n_episodes``, describe them in the same order.
-    ``total_episodes``, ``total_steps`` and ``max_length`` are those of all processes (:mod:`sb3_reinforce.parallel`).
+    ``groups``, of the same length, holds the number of the group of each. ``total_episodes``, ``total_steps``, ``n_groups``
+    and ``max_length`` are those of all processes (:mod:`sb3_reinforce.parallel`).
+
+    Greedy episodes are no part of the batch: ``greedy_episodes``, ``greedy_lengths``, ``greedy_groups`` and ``greedy_rewards``
+    hold them.
 
     A callback sees the episodes one by one at the end of a rollout: ``for episode in rollout_buffer.episodes:
     episode.observations, episode.actions, episode.rewards, episode.terminal_observation, episode.infos``.
@@ -46,10 +51,17 @@ class EpisodeRolloutBuffer(BaseBuffer):
     rewards: np.ndarray
     episode_starts: np.ndarray
     lengths: np.ndarray
+    groups: np.ndarray
     episodes: list[Episode]
+    greedy_rewards: np.ndarray
+    greedy_rows: np.ndarray
+    greedy_lengths: np.ndarray
+    greedy_groups: np.ndarray
+    greedy_episodes: list[Episode]
     total_episodes: int
     total_steps: int
     max_length: int
+    n_groups: int
 
     def __init__(
         self,
@@ -84,9 +96,10 @@ class EpisodeRolloutBuffer(BaseBuffer):
     def reset(self) -> None:
         """Forget the steps, keep the memory."""
         super().reset()
-        for episode in getattr(self, "episodes", ()):  # Whoever has kept one is not to get the steps of another
+        # Whoever has kept an episode is not to get the steps of another
+        for episode in [*getattr(self, "episodes", ()), *getattr(self, "greedy_episodes", ())]:
             episode._buffer = None
-        self.episodes = []
+        self.episodes, self.greedy_episodes = [], []
         self._infos: list[dict[str, Any]] = []
         self._last_step = slice(0)
         self._order: np.ndarray | None = None
@@ -170,27 +183,36 @@ class EpisodeRolloutBuffer(BaseBuffer):
 
         :param discard_truncated: Leave out the episodes that a time limit cut off
         """
-        self._order = np.argsort(self._columns["env_idx"][: self.pos], kind="stable")
-        self.episodes.sort(key=lambda episode: episode.env_idx)
-        ends = np.flatnonzero(self._columns["done"][self._order]) + 1
-        assert len(ends) == len(self.episodes) and (len(ends) == 0 or ends[-1] == self.pos), "An episode is not complete"
-        self.lengths = np.diff(ends, prepend=0)
-        if discard_truncated:
-            kept = np.array([not episode.truncated for episode in self.episodes], dtype=bool)
-            self._order = self._order[np.repeat(kept, self.lengths)]
-            self.lengths = self.lengths[kept]
-            self.episodes = [episode for episode in self.episodes if not episode.truncated]
-        for episode, end, length in zip(self.episodes, np.cumsum(self.lengths), self.lengths, strict=True):
-            episode._bind(self, slice(end - length, end))
-        counts = by_rank([self.n_episodes, self.n_steps, self.lengths.max(initial=0)]).astype(int)
-        self.total_episodes, self.total_steps, _ = counts.sum(axis=0)
-        # Every other episode, counted over all processes
-        self._first_episode, self._first_step, _ = counts[: rank()].sum(axis=0)
-        is_first_half = (self._first_episode + np.arange(self.n_episodes)) % 2 == 0
+        order = np.argsort(self._columns["env_idx"][: self.pos], kind="stable")
+        episodes = sorted(self.episodes, key=lambda episode: episode.env_idx)
+        ends = np.flatnonzero(self._columns["done"][order]) + 1
+        assert len(ends) == len(episodes) and (len(ends) == 0 or ends[-1] == self.pos), "An episode is not complete"
+        lengths = np.diff(ends, prepend=0)
+
+        def select(kept: list[bool]) -> tuple[list[Episode], np.ndarray, np.ndarray, np.ndarray]:
+            are_kept = np.array(kept, dtype=bool)
+            chosen, chosen_lengths = list(compress(episodes, kept)), lengths[are_kept]
+            for episode, end, length in zip(chosen, np.cumsum(chosen_lengths), chosen_lengths, strict=True):
+                episode._bind(self, slice(end - length, end))
+            groups = np.array([episode.group for episode in chosen], dtype=int)
+            return chosen, order[np.repeat(are_kept, lengths)], chosen_lengths, groups
+
+        are_greedy = [episode.is_greedy for episode in episodes]
+        self.greedy_episodes, self.greedy_rows, self.greedy_lengths, self.greedy_groups = select(are_greedy)
+        self.greedy_rewards = self.column("reward", self.greedy_rows)
+        are_batch = [not (episode.is_greedy or (discard_truncated and episode.truncated)) for episode in episodes]
+        self.episodes, self._order, self.lengths, self.groups = select(are_batch)
+        maxima = self.lengths.max(initial=0), self.groups.max(initial=0) + 1
+        counts = by_rank([self.n_episodes, self.n_steps, *maxima]).astype(int)
+        self.total_episodes, self.total_steps, *_ = counts.sum(axis=0)
+        self.max_length, self.n_groups = counts[:, 2:].max(axis=0)
+        # Every other episode, counted over all processes, or every other group: its episodes depend on each other
+        self._first_episode, self._first_step, *_ = counts[: rank()].sum(axis=0)
+        numbers = self.groups if self.n_groups > 1 else self._first_episode + np.arange(self.n_episodes)
+        is_first_half = numbers % 2 == 0
         self.episode_starts = np.zeros(self.n_steps, dtype=bool)
         self.episode_starts[episode_starts(self.lengths)] = True
         self._halves = np.repeat(is_first_half.astype(np.float32), self.lengths)
-        self.max_length = counts[:, 2].max()
         self.rewards = self.column("reward", self._order)
         # Unknown until the update, which a callback that changes the rewards comes before
         self.advantages, self.returns, self.targets = (np.full_like(self.rewards, np.nan) for _ in range(3))
@@ -256,8 +278,9 @@ class EpisodeRolloutBuffer(BaseBuffer):
 
     @property
     def first_half(self) -> float:
-        """Share of the episodes of all processes that is the first half: every other one."""
-        return (self.total_episodes + 1) // 2 / self.total_episodes
+        """Share of the episodes of all processes that is the first half: every other one, or every other group."""
+        n_parts = self.n_groups if self.n_groups > 1 else self.total_episodes
+        return (n_parts + 1) // 2 / n_parts
 
     def chunks(self, size: int, whole_episodes: bool = False) -> Chunks:
         """

@@ -26,7 +26,17 @@ class EpisodeQuota:
     def __init__(
         self, n_episodes: int, n_envs: int, max_episode_steps: int, first_env: int = 0, total_envs: int | None = None
     ):
-        self.quotas = (n_episodes + first_env + np.arange(n_envs)) // (total_envs or n_envs)
+        total_envs = total_envs or n_envs
+        self.n_episodes = n_episodes
+        self.quotas = (n_episodes + first_env + np.arange(n_envs)) // total_envs
+        # Round by round; the environments that the last round leaves out are the first ones
+        n_rounds, n_last = divmod(n_episodes, total_envs)
+        rounds = [np.arange(quota) for quota in self.quotas]
+        #: Numbers of the episodes of each environment among those of all processes, in the order in which they begin
+        self.numbers = [
+            total_envs * played + env_idx - (played == n_rounds) * (total_envs - n_last)
+            for env_idx, played in enumerate(rounds, start=first_env)
+        ]
         self.max_episode_steps = max_episode_steps
         self._remaining = self.quotas.copy()
         self._starts = np.zeros(n_envs, dtype=int)
@@ -52,6 +62,15 @@ class EpisodeQuota:
             self._starts[finished] = step
             self.owing = np.flatnonzero(self._remaining)
         return finished
+
+    def number(self, env_idx: int) -> int:
+        """
+        Tell which of the episodes of all processes an environment has paid last.
+
+        :param env_idx: Index of the environment
+        :return: Number of the episode, from 0
+        """
+        return int(self.numbers[env_idx][self.quotas[env_idx] - self._remaining[env_idx] - 1])
 
     def check_lengths(self, step: int) -> None:
         """

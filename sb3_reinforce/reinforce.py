@@ -1,5 +1,6 @@
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
@@ -10,7 +11,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_reinforce.advantages import compute_advantages, describe, to_single_precision, weights
+from sb3_reinforce.advantages import compute_advantages, count_without_signal, describe, to_single_precision, weights
 from sb3_reinforce.arguments import HINTS, MIN_N_EPISODES, check_arguments, resolve_gae_lambda
 from sb3_reinforce.batch import Chunks, flat_observations
 from sb3_reinforce.batch_policy import batch_policy, has_memory
@@ -61,7 +62,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         :mod:`sb3_reinforce.returns`.
     :param baseline: The baseline ``b_it``: ``None``, ``"mean"`` (mean return of the episodes; shrinks the gradient by 1 -
         1/N), ``"leave_one_out"`` (mean return of the other episodes), ``"timestep"`` (mean return of the other episodes at the
-        same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes) or ``"value"`` (a learned
+        same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes), ``"greedy"`` (return of an
+        episode of the likeliest actions with the same start, whose steps are not learned from) or ``"value"`` (a learned
         critic). See :mod:`sb3_reinforce.baselines`.
     :param normalize_advantage: Whether to normalize or not the advantage ``R - b``
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula; ``"step"``: mean
@@ -88,6 +90,10 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         to it; without, the length is ``learning_rate``.
     :param cg_max_steps: Maximum number of steps of the conjugate gradient method that solves ``F x = g``
     :param cg_damping: Multiple of the identity that is added to ``F``
+    :param group_size: Number of episodes that share a start, the same seed of the reset; ``n_episodes`` is a multiple of it.
+        The other episodes, for ``"mean"``, ``"leave_one_out"`` and ``"timestep"``, are then those of the group. The seed also
+        decides the later noise of the environment, which the group shares too. 1: every episode has a start of its own
+    :param group_options: Function that gives the ``options`` of a group's resets for their seed
     :param use_masking: Whether to sample only actions that the environment calls valid, if it offers masks
         (:mod:`sb3_reinforce.masks`)
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration (default:
@@ -150,6 +156,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         natural_gradient: bool = True,
         cg_max_steps: int = 15,
         cg_damping: float = 0.01,
+        group_size: int = 1,
+        group_options: Callable[[int], dict[str, Any]] | None = None,
         use_masking: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -172,6 +180,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             max_episode_steps=max_episode_steps,
             time_limit=time_limit,
             use_masking=use_masking,
+            group_size=group_size,
+            group_options=group_options,
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
@@ -225,6 +235,11 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     def bootstraps(self) -> bool:
         """Whether the critic says what would have come after the time limit that cut an episode off."""
         return self.time_limit == "bootstrap" or (self.time_limit is None and self.baseline == "value" and self.gamma < 1)
+
+    @property
+    def plays_greedy(self) -> bool:
+        """Whether each group has a greedy episode besides those that are learned from."""
+        return self.baseline == "greedy"
 
     @property
     def critic(self) -> Critic:
@@ -315,7 +330,13 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             last_values=critic.predict_last(buffer) if critic and self.bootstraps else None,
             gae_lambda=resolve_gae_lambda(self.gae_lambda, self.returns, self.baseline),
             observations=flat_observations(chunks, self.observation_space) if self.baseline == "linear" else None,
+            groups=buffer.groups,
+            n_groups=buffer.n_groups,
+            greedy=(buffer.greedy_rewards, buffer.greedy_lengths, buffer.greedy_groups) if self.plays_greedy else None,
         )
+        if self.group_size > 1:
+            without_signal = count_without_signal(estimate, buffer.lengths, buffer.groups, buffer.n_groups)
+            self.logger.record("rollout/groups_without_signal", without_signal)
         metrics = describe(estimate, buffer.lengths, self.baseline)
         discount = self.gamma if self.discount_states else 1.0
         factors = weights(estimate, buffer.lengths, buffer.total_steps, self.normalize_advantage, discount)

@@ -1,6 +1,7 @@
 import inspect
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sb3_reinforce.batch import Episode
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.callbacks import all_callbacks
 from sb3_reinforce.checks import check_finite
+from sb3_reinforce.groups import Groups
 from sb3_reinforce.masks import KEY, MASK_SOURCES, ActionMasks, MaskedModel, find_source
 from sb3_reinforce.parallel.algorithm import DataParallelAlgorithm
 from sb3_reinforce.parallel.processes import SharedRollout
@@ -22,6 +24,7 @@ from sb3_reinforce.quota import EpisodeQuota
 from sb3_reinforce.resume.algorithm import ResumableAlgorithm
 from sb3_reinforce.sampler import is_plain, make_sampler, reset_noise
 from sb3_reinforce.vec_env.normalize import running_statistics
+from sb3_reinforce.vec_env.shared_starts import check_starts, share_starts
 from sb3_reinforce.vec_env.starts import is_at, mark_starts
 
 #: Of a rollout, where ``n_episodes`` and ``target_steps`` are not given
@@ -46,6 +49,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
     :param max_episode_steps: Give up on an episode that is longer than this (it would never end)
     :param time_limit: ``"discard"`` leaves out the episodes that a time limit cut off
     :param use_masking: Whether to go by the action masks of the environment, if it offers them
+    :param group_size: Number of episodes that share a start, 1 for starts of their own
+    :param group_options: Function that gives the options of a group's resets for their seed
     :param kwargs: Arguments of ``OnPolicyAlgorithm``
     """
 
@@ -59,6 +64,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
 
     #: Marks the starts of episodes at which the environments were left
     _starts: list[Any] | None = None
+
+    #: Whether the environments have been told, and can be told again, how their episodes start
+    _shares_starts = False
 
     #: Where the action masks of the last rollout came from. Saved with the model
     mask_source: str | None = None
@@ -74,6 +82,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         max_episode_steps: int,
         time_limit: str | None,
         use_masking: bool,
+        group_size: int = 1,
+        group_options: Callable[[int], dict[str, Any]] | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -94,6 +104,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.max_episode_steps = max_episode_steps
         self.time_limit = time_limit
         self.use_masking = use_masking
+        self.group_size = group_size
+        self.group_options = group_options
         if _init_setup_model:
             self._setup_model()
 
@@ -109,8 +121,13 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         """Whether a critic judges the observations after episodes that a time limit cut off."""
         return False
 
+    @property
+    def plays_greedy(self) -> bool:
+        """Whether each group has a greedy episode besides those that are learned from."""
+        return False
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "quota", "_starts"]
+        return [*super()._excluded_save_params(), "quota", "_starts", "_shares_starts"]
 
     def _check_n_envs(self, n_envs: int) -> None:
         if self.n_episodes is not None and self.n_episodes < n_envs:
@@ -128,7 +145,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         env = self._wrap_env(env, self.verbose)
         check_for_correct_spaces(env, self.observation_space, self.action_space)
         self._check_n_envs(env.num_envs)
-        self.n_envs = env.num_envs
+        self.n_envs, self._shares_starts = env.num_envs, False
         super().set_env(env, force_reset=True)
 
     def predict(
@@ -168,6 +185,17 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             self._starts = mark_starts(self.env)  # type: ignore[arg-type]
         return total_timesteps, callback
 
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write log, with the environment's own rewards where others were learned from (:mod:`sb3_reinforce.episode_reward`).
+
+        :param iteration: Current logging iteration
+        """
+        own = [record["env_r"] for record in self.ep_info_buffer or () if "env_r" in record]
+        if own:
+            self.logger.record("rollout/ep_env_rew_mean", float(np.mean(own)))
+        super().dump_logs(iteration)
+
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The progress at the start of the rollout: its end can be far beyond the total, for which a schedule has no value, and
         # a call of learn that is one rollout long would see nothing but the end of its schedules
@@ -184,13 +212,34 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
     def _make_quota(self, n_envs: int) -> EpisodeQuota:
         first_env, total_envs = self.locate_envs(n_envs)
         self._check_n_envs(total_envs)
-        n_episodes = self.n_episodes or max(DEFAULT_N_EPISODES, total_envs)
+        n_episodes = self.n_episodes or math.ceil(max(DEFAULT_N_EPISODES, total_envs) / self.group_size) * self.group_size
         steps = (0 if self.n_episodes else DEFAULT_TARGET_STEPS) if self.target_steps is None else self.target_steps
         # Known before the rollout, which keeps the estimate unbiased
         wanted = math.ceil(steps / self._mean_episode_length - 1e-9)
         if wanted > n_episodes:
-            n_episodes = math.ceil(wanted / total_envs) * total_envs
+            unit = math.lcm(total_envs, self.group_size)
+            n_episodes = math.ceil(wanted / unit) * unit
+        if self.plays_greedy:
+            n_episodes += n_episodes // self.group_size
         return EpisodeQuota(n_episodes, n_envs, self.max_episode_steps, first_env, total_envs)
+
+    def _group_episodes(self, env: VecEnv, quota: EpisodeQuota) -> Groups:
+        """
+        Divide the episodes of a rollout into groups, and tell the environments their starts if groups share them.
+
+        :param env: The environment, which is about to be reset in that case
+        :param quota: The episodes
+        :return: The groups
+        :raises ValueError: If the starts cannot be told, or two starts with one seed differ
+        """
+        groups = Groups(quota, self.group_size, self.plays_greedy)
+        if groups.are_shared:
+            if not self._shares_starts:
+                share_starts(env)
+                check_starts(env, self.group_options)
+                self._shares_starts = True
+            groups.queue(env, self.group_options)
+        return groups
 
     def _find_masks(self, env: VecEnv) -> ActionMasks | None:
         """
@@ -227,7 +276,12 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         return np.minimum(np.maximum(actions, self.action_space.low[None]), self.action_space.high[None])
 
     def _end_episodes(
-        self, dones: np.ndarray, infos: list[dict[str, Any]], n_steps: int, rollout_buffer: EpisodeRolloutBuffer
+        self,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+        n_steps: int,
+        rollout_buffer: EpisodeRolloutBuffer,
+        groups: Groups,
     ) -> list[dict[str, Any]]:
         """
         Store how the episodes ended that count.
@@ -236,6 +290,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         :param infos: Infos of that step
         :param n_steps: Number of steps since the start of the rollout
         :param rollout_buffer: Buffer that holds the steps
+        :param groups: Groups of the rollout
         :return: What the infos say about the whole episodes
         :raises ValueError: If the critic is to judge an observation that the environment does not give
         """
@@ -250,12 +305,17 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
                     "and time_limit='bootstrap' (the default with baseline='value') needs it. Let the vectorized environment "
                     "give it (as SB3's do), or choose time_limit='terminal'"
                 )
-            rollout_buffer.end_episode(Episode(env_idx, truncated, last))
+            record = infos[env_idx].get("episode")
+            rollout_buffer.end_episode(Episode(env_idx, truncated, last, record=record, **groups.finish(env_idx)))
             self._update_info_buffer([infos[env_idx]], np.array([True]))
         if self.use_sde and len(finished) and not self.quota.is_met:
             # Episodes that share their noise would be no baseline for each other
             reset_noise(self.policy, finished, len(dones))
         return [{key: infos[env_idx].get(key) for key in ("episode", "is_success")} for env_idx in finished]
+
+    def _share_infos(self, shared: SharedRollout) -> None:
+        infos_of_others = shared.infos_of_others()
+        self._update_info_buffer(infos_of_others, np.ones(len(infos_of_others), dtype=bool))
 
     def collect_rollouts(  # type: ignore[override]
         self,
@@ -291,7 +351,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         n_steps, self._rollout_start = 0, self.num_timesteps
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        is_started = self._last_obs is not None and is_at(env, self._starts)
+        groups = self._group_episodes(env, quota)
+        is_started = not groups.are_shared and self._last_obs is not None and is_at(env, self._starts)
         # Callbacks that were written for A2C read them. They are not computed in the rollout, hence NaN
         values, log_probs = th.full((env.num_envs, 1), th.nan), th.full((env.num_envs,), th.nan)
         obs: Any = self._last_obs if is_started else env.reset()
@@ -307,7 +368,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             check_finite("observation", obs, n_steps)
             if read_masks is not None:
                 action_masks = read_masks(obs, dones, infos)
-            actions = sampler(obs, action_masks)
+            actions = sampler(obs, action_masks, groups.greedy)
             rollout_buffer.add(obs, actions, quota.owing, action_masks)
 
             # Step the environments
@@ -327,7 +388,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
                 obs, n_steps = new_obs, n_steps + 1
                 if np.count_nonzero(dones):
                     sampler.start_episodes(dones)
-                    shared.episode_infos += self._end_episodes(dones, infos, n_steps, rollout_buffer)
+                    shared.episode_infos += self._end_episodes(dones, infos, n_steps, rollout_buffer, groups)
                     is_over = quota.is_met
                     if step_only is not None and not is_over:
                         step_only(quota.owing)
@@ -345,9 +406,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             is_stopped=is_stopped,
         )
         self.num_timesteps = self._rollout_start + counts.timesteps
-        infos_of_others = shared.finish()
-        self._update_info_buffer(infos_of_others, np.ones(len(infos_of_others), dtype=bool))
+        shared.merge_statistics()
         if counts.is_stopped:
+            self._share_infos(shared)
             return False
         self.logger.record("rollout/episodes", counts.episodes)
         self.logger.record("rollout/steps", counts.steps)
@@ -362,5 +423,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         callback.update_locals(locals())
 
         callback.on_rollout_end()
+
+        # After the callbacks, which can judge the episodes anew
+        self._share_infos(shared)
 
         return True

@@ -36,12 +36,13 @@ Layer: TypeAlias = tuple[np.ndarray, np.ndarray, Function | None]
 class Sampler(Protocol):
     """Samples an action in each environment, one step after the other."""
 
-    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None, greedy: np.ndarray | None = None) -> np.ndarray:
         """
         Sample actions.
 
         :param obs: Observations, shape ``(n_envs, *obs_shape)``, or a dict of them
         :param action_masks: Whether each action is valid, shape ``(n_envs, mask_size)``, ``None`` if all are
+        :param greedy: Which environments get the likeliest action instead of a sample, shape ``(n_envs,)``, ``None`` if none
         :return: Actions, shape ``(n_envs, *action_shape)``
         """
 
@@ -229,7 +230,7 @@ class TorchSampler:
         self._actions_shape = (n_envs, *policy.action_space.shape)  # type: ignore[misc]
         self._starts, self._states = np.ones(n_envs, dtype=bool), None
 
-    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None, greedy: np.ndarray | None = None) -> np.ndarray:
         device = self.policy.device
         batch = EpisodeRolloutBufferSamples(
             obs_as_tensor(obs, device),  # type: ignore[arg-type]
@@ -239,6 +240,9 @@ class TorchSampler:
         with th.no_grad():
             distribution, self._states = batch_policy(self.policy).step(batch, self._states)
             actions = distribution.get_actions()
+            if greedy is not None:
+                chosen = th.as_tensor(greedy, device=device)
+                actions[chosen] = distribution.get_actions(deterministic=True)[chosen]
         self._starts = np.zeros_like(self._starts)
         return actions.cpu().numpy().reshape(self._actions_shape)
 
@@ -275,10 +279,11 @@ class NumpySampler:
         self._actions_shape = (n_envs, *space.shape)  # type: ignore[misc]
         self._memory: Memory | None = None
         self._masks: np.ndarray | None = None
+        self._greedy: np.ndarray | None = None
         self._bind()
         size = self._mean[-1][0].shape[1]
         self._noise_shape = (max(1, NOISE_BLOCK // (n_envs * size)), n_envs, size)
-        self._next_noise = self._noise().__next__
+        self._blocks = self._noise().__next__
 
     def _bind(self) -> None:
         """Take the memory of the parameters of the actor, and note where it is."""
@@ -296,13 +301,13 @@ class NumpySampler:
             self._parameters += self.policy.lstm_actor.parameters()
         self._pointers = list(map(DATA_PTR, self._parameters))
 
-    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None) -> np.ndarray:
+    def __call__(self, obs: VecEnvObs, action_masks: np.ndarray | None = None, greedy: np.ndarray | None = None) -> np.ndarray:
         # Most changes of parameters are made in place. Some give them other memory
         if list(map(DATA_PTR, self._parameters)) != self._pointers:
             self._bind()
         features = obs.astype(np.float32)  # type: ignore[union-attr]
         features = features if features.ndim == 2 else features.reshape(self.n_envs, -1)
-        self._masks = action_masks
+        self._masks, self._greedy = action_masks, greedy
         return self._sample(features if self._memory is None else self._memory(features))
 
     def start_episodes(self, dones: np.ndarray) -> None:
@@ -317,6 +322,12 @@ class NumpySampler:
         """
         while True:
             yield from self._draw(th.empty(self._noise_shape)).numpy()
+
+    def _next_noise(self) -> np.ndarray:
+        noise = self._blocks()
+        if self._greedy is not None:
+            noise[self._greedy] = 0
+        return noise
 
     def _sample_gaussian(self, obs: np.ndarray) -> np.ndarray:
         actions = forward(self._mean, obs)
@@ -333,9 +344,12 @@ class NumpySampler:
         latent = forward(self._mean[:-1], obs)
         actions = forward(self._mean[-1:], latent)
         if self.n_envs == 1:
-            actions += latent.dot(distribution.exploration_mat.detach().numpy())
+            noise = latent.dot(distribution.exploration_mat.detach().numpy())
         else:
-            actions += np.einsum("ef,efa->ea", latent, distribution.exploration_matrices.detach().numpy())
+            noise = np.einsum("ef,efa->ea", latent, distribution.exploration_matrices.detach().numpy())
+        if self._greedy is not None:
+            noise[self._greedy] = 0
+        actions += noise
         if self.policy.squash_output:
             actions = np.tanh(actions)
         return actions.reshape(self._actions_shape)

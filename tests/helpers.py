@@ -285,7 +285,7 @@ def set_actions(model, function):
         def __init__(self, policy, n_envs):
             pass
 
-        def __call__(self, obs, action_masks=None):
+        def __call__(self, obs, action_masks=None, greedy=None):
             return function(obs)
 
         def start_episodes(self, dones):

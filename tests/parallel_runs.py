@@ -50,6 +50,9 @@ CASES = {
     "natural, value": dict(baseline="value", natural_gradient=True, target_kl=0.05, gae_lambda=None, time_limit=None),
     "memory": dict(**MEMORY, baseline="value", gae_lambda=0.9, n_value_epochs=2, value_batch_size=7, target_kl=None),
     "natural, memory": dict(**MEMORY, baseline="timestep", natural_gradient=True, target_kl=0.05, cg_damping=0.5),
+    # Groups of three are not those of an environment, nor of a process
+    "groups": dict(baseline="leave_one_out", n_episodes=12, group_size=3),
+    "groups, greedy": dict(baseline="greedy", n_episodes=12, group_size=3),
     "value, discarded": dict(baseline="value", time_limit="discard", n_value_epochs=2, value_batch_size=64),
 }
 
@@ -59,19 +62,24 @@ class Recorded(gym.Env):
     Episodes of unlike lengths that are the same whenever they are played; a time limit ends those of odd environments.
 
     :param index: Index of the environment, counted over all processes
+    :param shares_starts: Whether the seed of a reset decides what the episode starts with
     """
 
     observation_space = spaces.Box(-1, 1, (3,))
     action_space = spaces.Box(-1, 1, (1,))
 
-    def __init__(self, index):
-        self.index, self.episode = index, -1
+    def __init__(self, index, shares_starts=False):
+        self.index, self.episode, self.shares_starts = index, -1, shares_starts
+        self.start = index
 
     def _observation(self):
-        return np.sin([self.index, 1 + self.episode, 2 + self.time]).astype(np.float32)
+        return np.sin([self.start, 1 + self.episode, 2 + self.time]).astype(np.float32)
 
     def reset(self, seed=None, options=None):
-        self.episode += 1
+        if self.shares_starts and seed is not None:
+            self.start, self.episode = seed % 1000, 0
+        else:
+            self.episode += 1
         self.time = 0
         self.length = 3 + (7 * self.index + 5 * self.episode) % 11
         return self._observation(), {}
@@ -92,7 +100,9 @@ def learn_case(kwargs):
     """
     n_envs = N_ENVS // processes.world_size()
     first = processes.rank() * n_envs
-    env = DummyVecEnv([lambda index=index: Monitor(Recorded(index)) for index in range(first, first + n_envs)])
+    shares_starts = "group_size" in kwargs
+    indices = range(first, first + n_envs)
+    env = DummyVecEnv([lambda index=index: Monitor(Recorded(index, shares_starts)) for index in indices])
     model = make_model(env, **{"seed": 5, "n_episodes": 9, **kwargs})
     set_actions(model, lambda obs: np.sin(13 * obs.sum(axis=1, keepdims=True)).astype(np.float32))
     gradients, steps, logs = record_gradients(model), [], []

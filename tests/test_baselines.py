@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from sb3_reinforce.baselines import BASELINES, leave_one_out, linear, linear_features, mean, timestep
+from sb3_reinforce.baselines import (
+    BASELINES,
+    greedy_baseline,
+    leave_one_out,
+    linear,
+    linear_features,
+    mean,
+    one_group,
+    timestep,
+    timestep_sums,
+)
 from sb3_reinforce.returns import episode_return
 from tests.helpers import linear_predictions
 
@@ -25,8 +35,17 @@ def values(name, returns, lengths, features, n_parts=1):
         steps = slice(*(np.append(0, ends)[[episodes[0], episodes[-1] + 1]]))
         parts.append((returns[steps], lengths[episodes], features[steps]))
     parts = [(*part, {"features": rows} if name == "linear" else {}) for *part, rows in parts]
-    sums = sum(baseline.sums(part, part_lengths, lengths.max(), **rows) for part, part_lengths, rows in parts)
-    return np.concatenate([baseline.values(part, part_lengths, sums, **rows) for part, part_lengths, rows in parts])
+    groups = [one_group(part_lengths) for _, part_lengths, _ in parts]
+    sums = sum(
+        baseline.sums(part, part_lengths, group, 1, lengths.max(), **rows)
+        for (part, part_lengths, rows), group in zip(parts, groups, strict=True)
+    )
+    return np.concatenate(
+        [
+            baseline.values(part, part_lengths, group, sums, **rows)
+            for (part, part_lengths, rows), group in zip(parts, groups, strict=True)
+        ]
+    )
 
 
 def test_mean():
@@ -81,6 +100,27 @@ def test_processes_add_up_their_sums(name, n_parts):
     features = linear_features(observations, lengths)
     alone = BASELINES[name].values(returns, lengths, **({"features": features} if name == "linear" else {}))
     np.testing.assert_allclose(values(name, returns, lengths, features, n_parts), alone, rtol=1e-6)
+
+
+# Groups
+
+
+@pytest.mark.parametrize("name", ["mean", "leave_one_out", "timestep"])
+def test_each_group_is_a_batch(name):
+    returns, lengths, _ = random_batch(9)
+    groups = np.array([2, 0, 1, 0, 2, 1, 1, 0, 2])
+    of_steps = np.repeat(groups, lengths)
+    found = BASELINES[name].values(returns, lengths, groups, BASELINES[name].sums(returns, lengths, groups, 3))
+    for group in range(3):
+        alone = BASELINES[name].values(returns[of_steps == group], lengths[groups == group])
+        np.testing.assert_allclose(found[of_steps == group], alone)
+
+
+def test_greedy():
+    """The return of the group's greedy episode at the same time; where it is over, its mean over all times."""
+    sums = timestep_sums(np.array([10.0, 6.0, 1.0, 5.0, 3.0]), np.array([2, 3]), np.array([1, 0]), 2, horizon=4)
+    found = greedy_baseline(np.array([1, 4, 3]), np.array([0, 0, 1]), sums)
+    np.testing.assert_allclose(found, [1, 1, 5, 3, 3, 10, 6, 8])
 
 
 # The linear baseline

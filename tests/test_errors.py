@@ -28,7 +28,7 @@ def kwargs_only(x):
         (dict(returns="sum"), ("returns='sum'", "one of 'reward_to_go', 'episode', 'mean_reward_to_go'")),
         (
             dict(baseline="critic"),
-            ("baseline='critic'", "one of None, 'mean', 'leave_one_out', 'timestep', 'linear', 'value'"),
+            ("baseline='critic'", "one of None, 'mean', 'leave_one_out', 'timestep', 'linear', 'greedy', 'value'"),
         ),
         (dict(time_limit="ignore"), ("time_limit='ignore'", "one of None, 'terminal', 'bootstrap', 'discard'")),
         (dict(reduction="sum"), ("reduction='sum'", "one of 'episode', 'step'")),

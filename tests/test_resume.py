@@ -27,6 +27,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.resume import TrainingStateCallback
 from sb3_reinforce.resume.archive import find_states, load_latest, load_state, lock
 from sb3_reinforce.resume.capture import capture_env, restore_env
+from sb3_reinforce.vec_env.shared_starts import SharedStarts
 from tests.envs import MaskEnv, SpacesEnv
 from tests.helpers import PLAIN, assert_same, hidden_state
 
@@ -59,6 +60,8 @@ def make_env(env_id="Pendulum-v1", n_envs=1, normalize=False, **kwargs):
 #: Rollouts of about as many steps, the numbers of whose episodes follow from the rollouts before
 STEPS = dict(n_episodes=2, target_steps=150)
 
+GROUPS = dict(n_episodes=2, group_size=2, baseline="timestep", gae_lambda=None, time_limit="terminal")
+
 #: How the environment is made, and the arguments of the model, besides those
 CASES = {
     "one environment": (make_env, {}),
@@ -74,6 +77,11 @@ CASES = {
     "dict, samples of a space": (lambda: DummyVecEnv([make_spaces_env] * 2), {}),
     "memory": (lambda: make_env(n_envs=2), {}),
     "memory and masks": (lambda: make_vec_env(MaskEnv, 2, seed=1), {}),
+    "groups": (lambda: make_env(n_envs=2, normalize=True), {**GROUPS, "target_steps": 150}),
+    "groups, processes": (
+        lambda: make_env(n_envs=2, vec_env_cls=SubprocVecEnv, wrapper_class=SharedStarts),
+        {**GROUPS, "baseline": "greedy", "target_steps": 60},
+    ),
     "another optimizer": (
         make_env,
         dict(natural_gradient=False, policy_kwargs=dict(optimizer_class=th.optim.AdamW, state_dependent_std=True)),

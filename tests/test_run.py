@@ -21,7 +21,7 @@ from tests.helpers import changed, clone, critic_names, logged, make_model, weig
 pytestmark = pytest.mark.filterwarnings("ignore:baseline=.* estimates the reward-to-go")
 
 RETURNS = ("reward_to_go", "episode", "mean_reward_to_go")
-BASELINES = (None, "mean", "leave_one_out", "timestep", "linear", "value")
+BASELINES = (None, "mean", "leave_one_out", "timestep", "linear", "greedy", "value")
 
 
 def recorded_schedule(learning_rates):
@@ -103,7 +103,7 @@ def test_learns():
     [
         combination
         for combination in product(RETURNS, BASELINES, ("episode", "step"), ("terminal", "bootstrap", "discard"))
-        if combination[1] == "value" or combination[3] != "bootstrap"
+        if (combination[1] == "value" or combination[3] != "bootstrap") and combination[1::2] != ("greedy", "discard")
     ],
 )
 def test_combinations(returns, baseline, reduction, time_limit):
@@ -111,7 +111,7 @@ def test_combinations(returns, baseline, reduction, time_limit):
     env = DummyVecEnv([lambda: CountEnv(3), lambda: CountEnv(4), lambda: CountEnv(6, truncate=True)])
     model = make_model(env, n_episodes=6, returns=returns, baseline=baseline, reduction=reduction, time_limit=time_limit)
     before = clone(model)
-    model.learn(40)
+    model.learn(80 if baseline == "greedy" else 40)  # As many episodes again
     assert model._n_updates == 2
     assert model.rollout_buffer.n_episodes == (4 if time_limit == "discard" else 6)
     actor_names = before.keys() - critic_names(model)
@@ -353,7 +353,7 @@ def test_no_critic(monkeypatch, baseline, share_features_extractor):
     monkeypatch.setattr(model.policy.mlp_extractor, "forward_critic", fail)
     monkeypatch.setattr(model.policy.value_net, "forward", fail)
     before = clone(model)
-    model.learn(60)
+    model.learn(120 if baseline == "greedy" else 60)
     model.predict(np.zeros(1, dtype=np.float32))
     assert model._n_updates == 3
     assert changed(model, before) == before.keys() - critic_names(model)

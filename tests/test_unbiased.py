@@ -67,20 +67,29 @@ class SmallMDP(gym.Env):
         return 1.0 + state if action == 0 else 0.5 - state
 
     @classmethod
-    def episodes(cls, horizon):
+    def episodes(cls, horizon, start=0):
         """Yield all episodes as (states, actions, probability of the transitions)."""
         for length in range(1, horizon + 1):
             for moves in product((1, 2), repeat=length - 1):
-                states = np.cumsum([0, *moves]) % N_STATES
+                states = np.cumsum([start, *moves]) % N_STATES
                 for last in (0, 1) if length == horizon else (0,):
                     yield states, [1] * (length - 1) + [last], 0.5 ** (length - 1)
 
 
-def enumerate_gradient(model, horizon, estimate):
+class RandomStart(SmallMDP):
+    """The seed of the reset decides the start, and the later transitions."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = int(self.np_random.integers(N_STATES))
+        return self._observation(), {}
+
+
+def enumerate_gradient(model, horizon, estimate, start=0):
     """Return the expectation over all episodes of the gradient of ``estimate(log_probs, rewards)``."""
     log_pi = model.policy.get_distribution(th.eye(N_STATES)).distribution.logits.double()
     total = 0.0
-    for states, actions, probability in SmallMDP.episodes(horizon):
+    for states, actions, probability in SmallMDP.episodes(horizon, start):
         log_probs = log_pi[states, actions]
         rewards = np.array([SmallMDP.reward(s, a) for s, a in zip(states, actions, strict=True)])
         total = total + probability * log_probs.sum().exp().detach() * estimate(log_probs, rewards)
@@ -145,8 +154,8 @@ class Estimates(BaseCallback):
         return len(self.estimates) < self.n_updates
 
 
-def make_model(horizons, cls=REINFORCE, n_episodes=4, **kwargs):
-    env = DummyVecEnv([lambda horizon=horizon: SmallMDP(horizon) for horizon in horizons])
+def make_model(horizons, cls=REINFORCE, n_episodes=4, env_class=SmallMDP, **kwargs):
+    env = DummyVecEnv([lambda horizon=horizon: env_class(horizon) for horizon in horizons])
     settings = {**PLAIN, "gamma": 1.0, "normalize_advantage": False, "target_kl": None, "n_episodes": n_episodes, "seed": 0}
     settings.update(policy_kwargs=dict(net_arch=dict(pi=[], vf=[]), ortho_init=False), **kwargs)
     model = cls("MlpPolicy", env, learning_rate=0.0, **settings)
@@ -157,7 +166,7 @@ def make_model(horizons, cls=REINFORCE, n_episodes=4, **kwargs):
 
 def p_value(model, expected, n_updates=1000):
     callback = Estimates(n_updates)
-    model.learn(10**7 if type(model) is REINFORCE else n_updates + 1, callback=callback, log_interval=None)
+    model.learn(n_updates + 1 if isinstance(model, FirstToFinish) else 10**7, callback=callback, log_interval=None)
     estimates = np.array(callback.estimates)
     assert estimates.shape == (n_updates, N_STATES)
     error = estimates.mean(axis=0) - expected
@@ -237,3 +246,53 @@ def test_first_to_finish_is_rejected():
     assert p_value(model, expected_gradient(model, horizons)) > 1e-4
     model = make_model(horizons, FirstToFinish, baseline="leave_one_out")
     assert p_value(model, expected_gradient(model, horizons)) < 1e-8
+
+
+# Groups of episodes that share a start
+
+
+class NormalizedPerStart(REINFORCE):
+    """A wrong rule, which this package does not have: advantages in units of the standard deviation of their group."""
+
+    def _estimate_advantages(self, critic, chunks):
+        metrics = super()._estimate_advantages(critic, chunks)
+        buffer = self.rollout_buffer
+        groups = np.repeat(buffer.groups, buffer.lengths)
+        for group in range(buffer.n_groups):
+            buffer.advantages[groups == group] /= buffer.advantages[groups == group].std() + 1e-3
+        return metrics
+
+
+def p_value_of_groups(horizons, **settings):
+    model = make_model(horizons, n_episodes=8, env_class=RandomStart, **settings)
+    expected = np.mean(
+        [
+            enumerate_gradient(model, horizon, score_times_return(model), start)
+            for horizon in horizons
+            for start in range(N_STATES)
+        ],
+        axis=0,
+    )
+    factor = 1 - 1 / model.group_size if model.baseline == "mean" else 1.0
+    return p_value(model, factor * expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:group_size=.* has no use for baseline")
+@pytest.mark.parametrize(
+    "baseline, group_size, horizons",
+    [
+        *((baseline, 4, [3, 3]) for baseline in (None, *BASELINES, "greedy", "value")),
+        *(("timestep", 2, horizons) for horizons in ([4], [3, 3, 3])),
+        ("greedy", 1, [4, 4]),
+    ],
+)
+def test_groups_are_unbiased(baseline, group_size, horizons):
+    """Although its episodes share the seed of the environment's noise."""
+    assert p_value_of_groups(horizons, baseline=baseline, group_size=group_size) > 1e-4
+
+
+@pytest.mark.slow
+def test_normalization_per_start_is_rejected():
+    settings = dict(baseline="leave_one_out", group_size=4)
+    assert p_value_of_groups([3, 3], cls=NormalizedPerStart, **settings) < 1e-8

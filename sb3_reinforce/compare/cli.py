@@ -128,6 +128,7 @@ def gradients() -> None:
         "--estimators", nargs="+", type=estimator, metavar="RETURNS:BASELINE",
         help="such as reward_to_go:timestep episode:none (default: all, of which the picture shows the reward_to_go)",
     )  # fmt: skip
+    parser.add_argument("--group-size", type=int, default=1, help="measure too what groups of so many episodes are worth")
     parser.add_argument("--seed", type=int, default=0, help="random generator seed")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--gym-packages", nargs="+", type=module, default=[], help="modules that register environments")
@@ -138,7 +139,17 @@ def gradients() -> None:
     for name in args.gym_packages:
         import_module(name)
     command = shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
-    gradients.gradients(args.out, args.model, args.env, args.n_episodes, args.batch_sizes, args.seed, command, args.estimators)
+    gradients.gradients(
+        args.out,
+        args.model,
+        args.env,
+        args.n_episodes,
+        args.batch_sizes,
+        args.seed,
+        command,
+        args.estimators,
+        args.group_size,
+    )
     print((args.out / "gradients.md").read_text())
 
 

@@ -3,6 +3,7 @@ The quality of gradient estimates: how much of them is signal, for every return,
 episodes, all on the same episodes of one policy.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
     Compute the gradient estimates of independent batches of the episodes in the rollout buffer of a model.
 
     :param model: The model
-    :param n_episodes: Number of episodes per batch
+    :param n_episodes: Number of episodes per batch, whole groups where starts are shared
     :param estimators: Returns and baselines
     :return: For each batch its gradients, shape ``(n_estimators, n_parameters)``, in double precision
     """
@@ -104,6 +105,7 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
         episodes = np.arange(first, first + n_episodes)
         steps = slice(starts[first], ends[episodes[-1]])
         rewards, lengths = buffer.rewards[steps], buffer.lengths[episodes]
+        groups = buffer.groups[episodes] - buffer.groups[first]
         factors = []
         for returns, baseline in estimators:
             estimate = compute_advantages(
@@ -115,6 +117,8 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
                 values[steps],
                 last_values[episodes],
                 observations=observations[steps] if observations is not None and baseline == "linear" else None,
+                groups=groups,
+                n_groups=groups.max() + 1,
             )
             factors.append(weights(estimate, lengths, len(rewards), discount=model.gamma if model.discount_states else 1.0))
         batch = buffer._get_samples(steps)
@@ -225,6 +229,20 @@ def make_model(model_path: Path | None, env_id: str, seed: int) -> REINFORCE:
     return model
 
 
+def copy_of(model: REINFORCE, **changes: Any) -> REINFORCE:
+    """
+    Copy a model.
+
+    :param model: A model with an environment, which the copy uses too
+    :param changes: Arguments of the constructor that differ
+    :return: The copy
+    """
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    return REINFORCE.load(file, env=model.get_env(), device=model.device, **changes)
+
+
 def report(table: pd.DataFrame, title: str) -> str:
     """
     Write the report.
@@ -257,13 +275,14 @@ def report(table: pd.DataFrame, title: str) -> str:
 
 def gradients(
     out: Path | str,
-    model_path: Path | str | None = None,
+    model: REINFORCE | Path | str | None = None,
     env_id: str | None = None,
     n_episodes: int = 256,
     batch_sizes: Sequence[int] | None = None,
     seed: int = 0,
     command: str = "",
     estimators: Sequence[Estimator] | None = None,
+    group_size: int = 1,
 ) -> pd.DataFrame:
     """
     Measure how good gradient estimates of a policy are, and write ``gradients.csv``, ``gradients.md`` and a picture.
@@ -271,7 +290,7 @@ def gradients(
     The critic is the model's own where it has learned one, or else fitted to as many other episodes.
 
     :param out: Folder to write to
-    :param model_path: A saved ``REINFORCE``; ``None``: a fresh one
+    :param model: A model with an environment, which is left as it is, or the path of a saved one; ``None``: a fresh one
     :param env_id: Id of the environment; ``None``: the name of the model's file
     :param n_episodes: Number of episodes
     :param batch_sizes: Numbers of episodes per gradient estimate; ``None``: 2, 4, 8, 16 and 32, as far as they are at most
@@ -280,46 +299,59 @@ def gradients(
     :param command: The command that asked for this, for the report
     :param estimators: Returns and baselines, of :data:`ESTIMATORS`. ``None``: all, of which the picture shows those of the
         reward-to-go
+    :param group_size: Where it is above 1, the report says too what groups of so many episodes with a shared start are worth
     :return: What was measured
     :raises ValueError: If an argument cannot be
     """
-    out, model_path = Path(out), None if model_path is None else Path(model_path)
+    out, given = Path(out), model if isinstance(model, REINFORCE) else None
+    model_path = None if model is None or given is not None else Path(model)  # type: ignore[arg-type]
     if model_path is not None and not (model_path.suffix == ".zip" and model_path.is_file()):
         raise ValueError(f"--model {model_path} must be the path of a .zip file")
-    if env_id is None and model_path is None:
+    if given is not None and given.env is None:
+        raise ValueError("The model has no environment: give it one with set_env")
+    if env_id is None and model is None:
         raise ValueError("--model or --env is required")
-    env_id = env_id or model_path.stem  # type: ignore[union-attr]
-    check_env(env_id)
+    name = env_id or ("the environment of the model" if model_path is None else model_path.stem)
+    if given is None:
+        check_env(name)
     check_number("n_episodes", n_episodes, 4, integer=True)
     batch_sizes = batch_sizes or [size for size in BATCH_SIZES if size <= n_episodes // 2]
     for size in batch_sizes:
         check_number("batch_sizes", size, 2, n_episodes // 2, integer=True)
+    check_number("group_size", group_size, 1, n_episodes // 2, integer=True)
     for estimator in estimators or ():
         check_choice("estimator", estimator, ESTIMATORS)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} must be a folder, or a path where one can be made")
-    model = make_model(model_path, env_id, seed)
+    measured = make_model(model_path, name, seed) if given is None else copy_of(given)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {out} must be a folder, or a path where one can be made: {error}") from error
-    has_critic = model.baseline == "value" and model._n_updates > 0
+    has_critic = measured.baseline == "value" and measured._n_updates > 0
     if not has_critic:
-        fit_critic(model, n_episodes)
-    collect(model, n_episodes)
-    table = measure(model, batch_sizes, estimators or ESTIMATORS)
+        fit_critic(measured, n_episodes)
+    collect(measured, n_episodes)
+    table = measure(measured, batch_sizes, estimators or ESTIMATORS)
     table.to_csv(out / "gradients.csv", index=False, float_format="%.6g")
-    lengths = model.rollout_buffer.lengths
-    title = f"""# Gradient estimates of {"a fresh policy" if model_path is None else model_path.name} in {env_id}
+    lengths = measured.rollout_buffer.lengths
+    subject = "a fresh policy" if model is None else "a model" if model_path is None else model_path.name
+    title = f"""# Gradient estimates of {subject} in {name}
 
 ```
-{command}
+{command or "sb3_reinforce.compare.gradients.gradients"}
 ```
 
-{n_episodes} episodes of {lengths.mean():.1f} steps on average, gamma {model.gamma:g}, seed {seed}.
+{n_episodes} episodes of {lengths.mean():.1f} steps on average, gamma {measured.gamma:g}, seed {seed}.
 
 {EXPLANATION}
 value: {"the critic of the model" if has_critic else f"a critic fitted to {n_episodes} other episodes before"}."""
-    (out / "gradients.md").write_text(report(table, title))
-    plot_gradients(table if estimators else table[table["returns"] == "reward_to_go"], out, env_id)
+    text = report(table, title)
+    if group_size > 1:
+        from sb3_reinforce.compare.shared_starts import compare_groups, describe, start_share
+
+        groups = compare_groups(measured, n_episodes, batch_sizes, group_size)
+        text += "\n" + describe(start_share(measured), groups, group_size)
+    (out / "gradients.md").write_text(text)
+    plot_gradients(table if estimators else table[table["returns"] == "reward_to_go"], out, name)
     return table

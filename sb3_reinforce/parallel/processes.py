@@ -330,12 +330,15 @@ class SharedRollout:
         timesteps, steps, episodes, stopped, _ = rows.sum(axis=0).tolist()
         return Counts(timesteps, steps, episodes, stopped > 0, bool((rows[:, 4] == max(last_step, 0)).all()))
 
-    def finish(self) -> list[dict[str, Any]]:
-        """
-        Let the running statistics be those of what all processes have seen.
-
-        :return: Infos of the episodes of the other processes
-        """
+    def merge_statistics(self) -> None:
+        """Let the running statistics be those of what all processes have seen."""
         for rms, before in zip(self._statistics, self._before, strict=True):
             merge_statistics(rms, before)
+
+    def infos_of_others(self) -> list[dict[str, Any]]:
+        """
+        Collect the infos of the episodes of the other processes.
+
+        :return: The infos
+        """
         return [info for process, infos in enumerate(gather(self.episode_infos)) if process != rank() for info in infos]

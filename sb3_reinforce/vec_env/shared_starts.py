@@ -1,0 +1,88 @@
+"""Episodes that share a start: resets with seeds that are known beforehand."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.utils.env_checker import data_equivalence
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+#: Seed and options of a reset
+Start = tuple[int, dict[str, Any] | None]
+
+
+class SharedStarts(gym.Wrapper):
+    """
+    Reset an environment with seeds that wait in a queue, also where a vectorized environment resets it by itself, which drops
+    seeds otherwise (https://github.com/DLR-RM/stable-baselines3/issues/1790).
+
+    ``REINFORCE(..., group_size=4)`` puts it around the environments of a ``DummyVecEnv`` by itself. Those of a
+    ``SubprocVecEnv`` are out of its reach: ``make_vec_env(..., wrapper_class=SharedStarts)``.
+
+    :param env: Environment
+    """
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self._starts: deque[Start] = deque()
+
+    def queue_starts(self, starts: Sequence[Start]) -> None:
+        """
+        Set how the next episodes start.
+
+        :param starts: Seed and options of each of the next resets. A reset with a seed of its own forgets those that are left
+        """
+        self._starts = deque(starts)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self._starts.clear()
+        elif self._starts:
+            seed, options = self._starts.popleft()
+        return super().reset(seed=seed, options=options)
+
+
+def share_starts(env: VecEnv) -> None:
+    """
+    Make sure that the environments of a vectorized environment can be told their starts.
+
+    :param env: A vectorized environment
+    :raises ValueError: If they are out of reach
+    """
+    base = env.unwrapped
+    if isinstance(base, DummyVecEnv):
+        base.envs = [each if has_wrapper(each) else SharedStarts(each) for each in base.envs]
+    elif not env.has_attr("queue_starts"):
+        raise ValueError(
+            f"Episodes that share a start need resets with seeds, and those of {type(base).__name__} are out of reach: take a "
+            "DummyVecEnv, or a SubprocVecEnv of wrapped environments, make_vec_env(..., wrapper_class=SharedStarts)"
+        )
+
+
+def has_wrapper(env: gym.Env) -> bool:
+    """
+    Tell whether an environment can be told its starts.
+
+    :param env: An environment
+    :return: Whether one of its wrappers is :class:`SharedStarts`
+    """
+    return env.has_wrapper_attr("queue_starts")
+
+
+def check_starts(env: VecEnv, options: Callable[[int], dict[str, Any]] | None = None) -> None:
+    """
+    Check that an episode's start is a function of the seed of its reset, by two resets of the first environment and one of the
+    last.
+
+    :param env: A vectorized environment, which has to be reset afterwards
+    :param options: Function that gives the options of a reset for its seed
+    :raises ValueError: If two starts with one seed differ
+    """
+    arguments: dict[str, Any] = {"seed": 0} | ({"options": options(0)} if options else {})
+    first, *others = [env.env_method("reset", indices=index, **arguments)[0][0] for index in (0, 0, env.num_envs - 1)]
+    if not all(data_equivalence(first, other, exact=True) for other in others):
+        raise ValueError(
+            "Two resets with the same seed have given different observations, so that no two episodes can share a start: "
+            "the environment has to draw its start from self.np_random, after super().reset(seed=seed)"
+        )
