@@ -52,22 +52,13 @@ def share_starts(env: VecEnv) -> None:
     """
     base = env.unwrapped
     if isinstance(base, DummyVecEnv):
-        base.envs = [each if has_wrapper(each) else SharedStarts(each) for each in base.envs]
+        base.envs = [each if each.has_wrapper_attr("queue_starts") else SharedStarts(each) for each in base.envs]
     elif not env.has_attr("queue_starts"):
         raise ValueError(
             f"Episodes that share a start need resets with seeds, and those of {type(base).__name__} are out of reach: take a "
-            "DummyVecEnv, or a SubprocVecEnv of wrapped environments, make_vec_env(..., wrapper_class=SharedStarts)"
+            "DummyVecEnv, or a SubprocVecEnv of wrapped environments, make_vec_env(..., wrapper_class=SharedStarts); in RL Zoo's "
+            "files env_wrapper: sb3_reinforce.vec_env.shared_starts.SharedStarts"
         )
-
-
-def has_wrapper(env: gym.Env) -> bool:
-    """
-    Tell whether an environment can be told its starts.
-
-    :param env: An environment
-    :return: Whether one of its wrappers is :class:`SharedStarts`
-    """
-    return env.has_wrapper_attr("queue_starts")
 
 
 def check_starts(env: VecEnv, options: Callable[[int], dict[str, Any]] | None = None) -> None:
