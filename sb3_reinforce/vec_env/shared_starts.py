@@ -56,8 +56,8 @@ def share_starts(env: VecEnv) -> None:
     elif not env.has_attr("queue_starts"):
         raise ValueError(
             f"Episodes that share a start need resets with seeds, and those of {type(base).__name__} are out of reach: take a "
-            "DummyVecEnv, or a SubprocVecEnv of wrapped environments, make_vec_env(..., wrapper_class=SharedStarts); in RL Zoo's "
-            "files env_wrapper: sb3_reinforce.vec_env.shared_starts.SharedStarts"
+            "DummyVecEnv, or a SubprocVecEnv of wrapped environments: make_vec_env(..., wrapper_class=SharedStarts), or "
+            "env_wrapper: sb3_reinforce.vec_env.shared_starts.SharedStarts in RL Zoo's files"
         )
 
 
