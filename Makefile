@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check --quiet --progress
 # What is installed, and by which interpreter
 PACKAGE := $(VENV)/package$(subst /,-,$(BASE))
 TOOLS := $(VENV)/tools$(subst /,-,$(BASE))
-SOURCES := sb3_reinforce tests benchmarks
+SOURCES := sb3_reinforce tests benchmarks examples
 # Small networks: more threads only get in each other's way
 export OMP_NUM_THREADS := 1
 

@@ -1,0 +1,1 @@
+"""Programs that can be run: ``python -m examples.salesman``."""
