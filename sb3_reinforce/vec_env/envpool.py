@@ -1,4 +1,3 @@
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +9,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_reinforce.checks import check_number, closest
+from sb3_reinforce.vec_env.records import EpisodeRecords
 
 Settings: TypeAlias = dict[str, Any]
 
@@ -123,12 +123,7 @@ class EnvPoolVecEnv(VecEnv):
 
         self._pool: Any = None  # Made by the first reset, as EnvPool takes seeds only then
         self._is_waiting = False
-        self._t_start = time.time()
-        self._info_keywords = info_keywords
-        self._results_writer = None
-        if filename is not None:
-            header: dict[str, float | str] = {"t_start": self._t_start, "env_id": env_id}
-            self._results_writer = ResultsWriter(filename, header, info_keywords)
+        self._records = EpisodeRecords(n_envs, env_id, filename, info_keywords)
         self._action_shape = (n_envs, *action_space.shape)
         self._all = np.arange(n_envs, dtype=np.int32)
         self._active = self._all
@@ -181,8 +176,7 @@ class EnvPoolVecEnv(VecEnv):
             self._pool = self._make_pool()
             self._reset_seeds()
         self._active = self._all
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=int)
+        self._records.reset()
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self._obs = self._first_observations(self._all)
         return self._obs
@@ -239,9 +233,8 @@ class EnvPoolVecEnv(VecEnv):
         self._is_waiting = False
         obs = obs.astype(self.observation_space.dtype, copy=False)
         active: slice | np.ndarray = slice(None) if self._active is self._all else self._active
-        self._returns[active] += rewards
-        self._lengths[active] += 1
-        dones = terminated | truncated | (self._lengths[active] >= self._time_limit)
+        self._records.add(rewards, active)
+        dones = terminated | truncated | (self._records.lengths[active] >= self._time_limit)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(len(dones))]
         if np.count_nonzero(dones):
             self._end_episodes(np.flatnonzero(dones), obs, terminated, infos, arrays)
@@ -283,25 +276,15 @@ class EnvPoolVecEnv(VecEnv):
             info.update({key: arrays[key][position] for key in arrays.keys() - NOT_FROM_THE_ENVIRONMENT})
             info["TimeLimit.truncated"] = not terminated[position]
             info["terminal_observation"] = obs[position].copy()
-            info["episode"] = {
-                "r": round(float(self._returns[env_idx]), 6),
-                "l": int(self._lengths[env_idx]),
-                "t": round(time.time() - self._t_start, 6),
-                **{key: info[key] for key in self._info_keywords},
-            }
-            if self._results_writer is not None:
-                self._results_writer.write_row(info["episode"])
+            self._records.finish(env_idx, info)
             self.reset_infos[env_idx] = {}
-        self._returns[env_ids] = 0.0
-        self._lengths[env_ids] = 0
         obs[finished] = self._first_observations(env_ids)
 
     def close(self) -> None:
         """End the threads, and close the file."""
         self._pool = None
         self._is_waiting = False
-        if self._results_writer is not None:
-            self._results_writer.close()
+        self._records.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         warnings.warn("EnvPoolVecEnv has no images: make a video in Gymnasium's environment")

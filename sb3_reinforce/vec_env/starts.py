@@ -4,6 +4,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from sb3_reinforce.vec_env.gymnasium import GymnasiumVecEnv
+
 
 def mark_starts(env: VecEnv) -> list[Any] | None:
     """
@@ -13,9 +15,9 @@ def mark_starts(env: VecEnv) -> list[Any] | None:
     :return: Objects that the next reset or step will replace; ``None`` where they are out of reach
     """
     base = env.unwrapped
-    if not isinstance(base, DummyVecEnv | SubprocVecEnv):
+    if not isinstance(base, DummyVecEnv | SubprocVecEnv | GymnasiumVecEnv):
         return None
-    # DummyVecEnv keeps the actions of its last step, SubprocVecEnv gets new infos with each step
+    # Most keep the actions of its last step, SubprocVecEnv gets new infos with each step
     return [*base.reset_infos, getattr(base, "actions", None)]
 
 
