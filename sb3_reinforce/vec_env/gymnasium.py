@@ -127,7 +127,7 @@ class GymnasiumVecEnv(VecEnv):
         last_obs, last_infos = arrays.pop("final_obs", None), arrays.pop("final_info", None)
         infos = split_infos({key: arrays[key] for key in arrays if key not in ("_final_obs", "_final_info")}, self.num_envs)
         self._records.add(rewards)
-        finished = np.flatnonzero(dones)
+        finished = np.flatnonzero(dones).tolist()
         if len(finished):
             if self._mode == AutoresetMode.SAME_STEP:
                 for env_idx in finished:
@@ -153,7 +153,8 @@ class GymnasiumVecEnv(VecEnv):
         self._records.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        return list(self.env.render() or [None] * self.num_envs)
+        frames: Any = self.env.render()
+        return list(frames or [None] * self.num_envs)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
