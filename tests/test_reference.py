@@ -74,6 +74,8 @@ class ScriptedEnv(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if seed is not None:  # Episodes that share it have the same observations
+            self.observation_space.seed(seed)
         self.episode += 1
         self.time = 0
         return self.observation_space.sample(), {}
@@ -86,16 +88,19 @@ class ScriptedEnv(gym.Env):
         return self.observation_space.sample(), reward, over and not is_truncated, over and is_truncated, {}
 
 
-BASELINES = (None, "mean", "leave_one_out", "timestep", "linear", "value")
+BASELINES = (None, "mean", "leave_one_out", "timestep", "linear", "greedy", "value")
 
 
 @st.composite
 def cases(draw, baseline):
     """Draw the environments and the settings of a case with the given baseline."""
     n_envs = draw(st.integers(1, 9))
+    of_groups = baseline in ("mean", "leave_one_out", "timestep", "greedy")
+    group_size = draw(st.sampled_from([1, 1, 2, 3] if of_groups else [1]))
+    is_shared = group_size > 1 or baseline == "greedy"
     ends = st.lists(st.tuples(st.integers(1, MAX_LENGTH), st.booleans()), min_size=1, max_size=4)
     returns = draw(st.sampled_from(["reward_to_go", "episode", "mean_reward_to_go"]))
-    time_limits = [None, "terminal", "discard"] + (["bootstrap"] if baseline == "value" else [])
+    time_limits = [None, "terminal"] + ["discard"] * (not is_shared) + (["bootstrap"] if baseline == "value" else [])
     is_gae = baseline == "value" and returns == "reward_to_go"
     return dict(
         ends=[draw(ends) for _ in range(n_envs)],
@@ -103,7 +108,8 @@ def cases(draw, baseline):
         seed=draw(st.integers(0, 2**31 - 1)),
         observation=draw(st.sampled_from(list(OBSERVATIONS))),
         action=draw(st.sampled_from(list(ACTIONS))),
-        n_episodes=draw(st.integers(max(n_envs, 2), n_envs + 8)),
+        n_episodes=-(-draw(st.integers(max(n_envs, 2), n_envs + 8)) // group_size) * group_size,
+        group_size=group_size,
         gamma=draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
         gae_lambda=draw(st.sampled_from([None, 0.0, 0.9, 1.0] if is_gae else [None, 1.0])),
         returns=returns,
@@ -156,22 +162,37 @@ def values_of(model, observations, case):
 
 
 def reference_episodes(env, case):
-    """Find the episodes of the batch in the record of all steps: the quota of each environment."""
-    n_envs = env.num_envs
-    episodes, n_steps = [], 0
+    """
+    Find the episodes of the batch in the record of all steps: the quota of each environment.
+
+    :return: Environment, first step and end of each; the group of each; likewise the greedy episodes, by their groups
+    """
+    n_envs, is_greedy = env.num_envs, case["baseline"] == "greedy"
+    played = case["group_size"] + is_greedy
+    episodes, rounds, n_steps = [], [], 0
     for i in range(n_envs):
         step = 0
-        for _ in range((case["n_episodes"] + i) // n_envs):
+        for turn in range((case["n_episodes"] // case["group_size"] * played + i) // n_envs):
             first = step
             while not env.dones[step][i]:
                 step += 1
             step += 1
             episodes.append((i, first, step))
+            rounds.append((turn, i))
         n_steps = max(n_steps, step)
     assert n_steps == len(env.dones), "Not a step more is made than is needed"
+    # Groups go by the order in which episodes begin
+    numbers = [sorted(rounds).index(each) for each in rounds]
+    groups = [number // played if played > 1 else 0 for number in numbers]
+    greedy = {}
+    if is_greedy:
+        first_ones = [number % played == 0 for number in numbers]
+        greedy = {group: episode for group, episode, one in zip(groups, episodes, first_ones, strict=True) if one}
+        groups, episodes = ([x for x, one in zip(each, first_ones, strict=True) if not one] for each in (groups, episodes))
     if case["time_limit"] == "discard":
         episodes = [(i, first, end) for i, first, end in episodes if not env.infos[end - 1][i]["TimeLimit.truncated"]]
-    return episodes
+        groups = [0] * len(episodes)
+    return episodes, groups, greedy
 
 
 def numbers_of(observation, space):
@@ -197,7 +218,20 @@ def reference_linear(env, episodes, returns):
     return [linear_predictions(features, returns, own) for own in range(len(episodes))]
 
 
-def reference_advantages(model, env, episodes, case):
+def returns_of(rewards, last, case):
+    """Return the returns of an episode."""
+    returns, after = [], last
+    for reward in reversed(rewards):
+        after = reward + case["gamma"] * after
+        returns.insert(0, after)
+    if case["returns"] == "episode":
+        return [returns[0]] * len(returns)
+    if case["returns"] == "mean_reward_to_go":
+        return [sum(returns) / len(returns)] * len(returns)
+    return returns
+
+
+def reference_advantages(model, env, episodes, groups, greedy, case):
     """Return the advantages and the returns of all steps, episode by episode."""
     gamma = case["gamma"]
     all_returns, all_values, all_deltas = [], [], []
@@ -211,34 +245,33 @@ def reference_advantages(model, env, episodes, case):
             shown = [pick(env.observations, step, i) for step in range(first, end)]
             values = values_of(model, shown + [info["terminal_observation"]] * is_cut, case)
             last = values.pop() if is_cut else 0.0
-        returns, after = [], last
-        for reward in reversed(rewards):
-            after = reward + gamma * after
-            returns.insert(0, after)
         deltas, after = [], 0.0
         for t in reversed(range(len(rewards))):
             following = values[t + 1] if t + 1 < len(rewards) else last
             after = rewards[t] + gamma * following - values[t] + gamma * case["gae_lambda"] * after
             deltas.insert(0, after)
-        if case["returns"] == "episode":
-            returns = [returns[0]] * len(returns)
-        if case["returns"] == "mean_reward_to_go":
-            returns = [sum(returns) / len(returns)] * len(returns)
-        all_returns.append(returns)
+        all_returns.append(returns_of(rewards, last, case))
         all_values.append(values)
         all_deltas.append(deltas)
 
     n = len(episodes)
+    of_greedy = {
+        group: returns_of([float(env.rewards[step][i]) for step in range(first, end)], 0.0, case)
+        for group, (i, first, end) in greedy.items()
+    }
     linear = reference_linear(env, episodes, all_returns) if case["baseline"] == "linear" else None
     advantages = []
     for e in range(n):
         for t, value in enumerate(all_returns[e]):
-            others = [all_returns[o] for o in range(n) if o != e]
+            group = [all_returns[o] for o in range(n) if groups[o] == groups[e]]
+            others = [all_returns[o] for o in range(n) if groups[o] == groups[e] and o != e]
+            own_greedy = of_greedy.get(groups[e], [])
             of_others = [value for r in others for value in r]
             baseline = {
                 None: lambda t=t: 0.0,
-                "mean": lambda t=t: sum(r[0] for r in all_returns) / n,
-                "leave_one_out": lambda t=t, others=others: sum(r[0] for r in others) / (n - 1),
+                "mean": lambda t=t, group=group: sum(r[0] for r in group) / len(group),
+                "leave_one_out": lambda t=t, others=others: sum(r[0] for r in others) / len(others),
+                "greedy": lambda t=t, own=own_greedy: own[t] if t < len(own) else np.mean(own),
                 "timestep": lambda t=t, others=others, rest=of_others: np.mean([r[t] for r in others if t < len(r)] or rest),
                 "linear": lambda t=t, e=e: linear[e][t],
                 "value": lambda t=t, e=e: all_values[e][t],
@@ -349,7 +382,7 @@ def test_fast_and_slow_agree(baseline, data):
     ]  # fmt: skip
     env = RecordAll(DummyVecEnv(makers))
     keys = ("n_episodes", "gamma", "gae_lambda", "returns", "baseline", "reduction", "discount_states",
-            "normalize_advantage", "time_limit", "ent_coef")  # fmt: skip
+            "normalize_advantage", "time_limit", "ent_coef", "group_size")  # fmt: skip
     policy = ("MultiInput" if case["observation"] == "dict" else "Mlp") + ("LstmPolicy" if case["memory"] else "Policy")
     of_memory = dict(lstm_hidden_size=3, rnn_class=getattr(th.nn, case["memory"])) if case["memory"] else {}
     model = make_model(env, policy, seed=case["seed"] % 1000, policy_kwargs=dict(net_arch=[4], **of_memory), target_kl=None,
@@ -359,9 +392,17 @@ def test_fast_and_slow_agree(baseline, data):
     buffer = model.rollout_buffer
 
     # The batch
-    episodes = reference_episodes(env, case)
+    episodes, groups, greedy = reference_episodes(env, case)
     assert [end - first for _, first, end in episodes] == buffer.lengths.tolist()
     assert [episode.env_idx for episode in buffer.episodes] == [i for i, _, _ in episodes]
+    assert groups == buffer.groups.tolist()
+    assert greedy.keys() == set(buffer.greedy_groups.tolist())
+    if case["group_size"] > 1 or greedy:
+        for group, (i, first, _) in [*zip(groups, episodes, strict=True), *greedy.items()]:
+            other, begin, _ = episodes[groups.index(group)]
+            starts = [tensors_of([pick(env.observations, step, j)]) for step, j in ((first, i), (begin, other))]
+            for key in starts[0] if isinstance(starts[0], dict) else [...]:
+                assert th.equal(*(start[key] for start in starts))
     if len(episodes) < 2:
         event("nothing to learn from")
         return
@@ -377,7 +418,7 @@ def test_fast_and_slow_agree(baseline, data):
     np.testing.assert_array_equal(buffer.rewards, [env.rewards[step][i] for step, i in rows])
 
     # The advantages and the gradient
-    advantages, returns = reference_advantages(model, env, episodes, case)
+    advantages, returns = reference_advantages(model, env, episodes, groups, greedy, case)
     before = clone(model)
     gradients = gradient_of(model)
     spread = max(np.abs(advantages).max(), 0.0 if case["normalize_advantage"] else np.abs(returns).max())
