@@ -111,31 +111,19 @@ def test_imports_without_rl_zoo():
 
 
 def test_mujoco_entries():
-    """One setting for all but Swimmer's gamma. The entries are the better of them, but those of Hopper and Swimmer."""
-    settings = {
-        name: yaml.safe_load((FOLDER / f"mujoco_{name}.yml").read_text()) for name in ("value", "critic_free", "natural")
-    }
+    """One setting for all but InvertedPendulum's budget and Swimmer's horizon, which is that of the entries, too."""
+    shared = yaml.safe_load((FOLDER / "mujoco.yml").read_text())
+    assert shared.keys() == {f"{name}-v{version}" for name in [*MUJOCO, "Humanoid"] for version in (4, 5)}
+    changes = {"Swimmer": {"gamma": 0.9999, "gae_lambda": 0.99}, "InvertedPendulum": {"n_timesteps": 1e5}}
+    for env_id, setting in shared.items():
+        assert setting == shared["HalfCheetah-v4"] | changes.get(env_id.partition("-")[0], {})
     entries = read_hyperparams("reinforce")
-    for setting in settings.values():
-        assert setting.keys() == {f"{name}-v{version}" for name in MUJOCO for version in (4, 5)}
-        shared = setting["HalfCheetah-v4"]
-        assert all(setting[f"Swimmer-v{v}"] == shared | {"gamma": 0.9999} for v in (4, 5))
-        assert all(setting[f"InvertedPendulum-v{v}"] == shared | {"n_timesteps": 1e5} for v in (4, 5))
-        names = set(MUJOCO) - {"Swimmer", "InvertedPendulum"}
-        assert all(setting[f"{name}-v{v}"] == shared for name in names for v in (4, 5))
-    mujoco = yaml.safe_load((FOLDER / "mujoco.yml").read_text())
-    assert mujoco.keys() == {f"{name}-v{version}" for name in [*MUJOCO, "Humanoid"] for version in (4, 5)}
-    changes = {"Swimmer": {"gamma": 0.9999}, "InvertedPendulum": {"n_timesteps": 1e5}}
-    for env_id, setting in mujoco.items():
-        assert setting == mujoco["HalfCheetah-v4"] | changes.get(env_id.partition("-")[0], {})
-    for env_id in (f"{name}-v{version}" for name in names - {"Hopper"} for version in (4, 5)):
-        better = settings["natural" if env_id.startswith("Reacher") else "value"]
-        assert entries[env_id] == better[env_id]
+    assert all(entries[env_id] == setting for env_id, setting in shared.items() if "InvertedPendulum" not in env_id)
 
 
 def test_file_by_name():
-    assert find_file("mujoco_value") == str(FOLDER / "mujoco_value.yml")
-    for name in (None, "mine.yml", "package.module", "hyperparams/mujoco_value"):
+    assert find_file("mujoco") == str(FOLDER / "mujoco.yml")
+    for name in (None, "mine.yml", "package.module", "hyperparams/mujoco"):
         assert find_file(name) == name
 
 

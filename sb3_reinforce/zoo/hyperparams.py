@@ -42,7 +42,7 @@ def find_file(name: str | None) -> str | None:
     """
     Find a file of hyperparameters.
 
-    :param name: A file, a module, or the name of a file that comes with the package, such as ``mujoco_value``
+    :param name: A file, a module, or the name of a file that comes with the package, such as ``mujoco``
     :return: Path of the package's file if the name is that of one, otherwise the name
     """
     path = FOLDER / f"{name}.yml"
