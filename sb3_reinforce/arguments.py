@@ -89,6 +89,8 @@ def check_arguments(model: Any) -> None:
     check_number("group_size", model.group_size, 1, integer=True)
     if model.group_size > 1 or model.baseline == "greedy":
         check_groups(model)
+    elif model.group_options is not None:
+        raise ValueError("group_options is for episodes that share a start, group_size above 1 or baseline='greedy'")
     if model.time_limit == "bootstrap" and model.baseline != "value":
         raise ValueError(f"time_limit='bootstrap' needs the critic, baseline='value', not {model.baseline!r}")
     if (

@@ -35,6 +35,10 @@ class JudgedEpisode(Protocol):
     def terminal_observation(self) -> Any:
         """Observation after the last step."""
 
+    @property
+    def truncated(self) -> bool:
+        """Whether a time limit cut it off."""
+
 
 #: Takes an episode, and returns one number or one for each step
 Judge = Callable[[Any], Any]
@@ -85,7 +89,7 @@ class EpisodeReward(BaseCallback):
     :param of_batch: Whether it takes a list of the episodes of the batch instead, and returns a list: for judges that compare
     :param info_keywords: Keys of the infos that the function needs
     :param verbose: Verbosity level, not used
-    :raises ValueError: If a reward is not finite, or not one number or one for each step
+    :raises ValueError: If an argument, or a reward, cannot be
     """
 
     #: Its episodes would keep the rewards of the environment otherwise
@@ -97,6 +101,8 @@ class EpisodeReward(BaseCallback):
         super().__init__(verbose)
         self.function = load_judge(function)
         self.of_batch = of_batch
+        if isinstance(info_keywords, str):
+            raise ValueError(f"info_keywords={info_keywords!r} must be a list of keys, not a text")
         self.info_keywords = tuple(info_keywords)
 
     def _on_training_start(self) -> None:
@@ -125,6 +131,7 @@ class PlayedEpisode:
 
     steps: list[tuple[Any, Any, float, dict[str, Any]]] = field(default_factory=list)
     terminal_observation: Any = None
+    truncated: bool = False
 
     @property
     def observations(self) -> Any:
@@ -180,6 +187,7 @@ class EpisodeRewardWrapper(gym.Wrapper):
         observation, reward, terminated, truncated, info = super().step(action)
         self._episode.steps.append((self._observation, action, float(reward), info))
         self._observation = self._episode.terminal_observation = observation
+        self._episode.truncated = truncated and not terminated
         if not (terminated or truncated):
             return observation, 0.0, terminated, truncated, info
         total = float(to_rewards(self.function(self._episode), len(self._episode)).sum())

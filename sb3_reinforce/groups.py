@@ -22,6 +22,8 @@ class Groups:
     def __init__(self, quota: EpisodeQuota, size: int, with_greedy: bool):
         self._quota, self._size, self._with_greedy = quota, size + with_greedy, with_greedy
         self.are_shared = self._size > 1
+        #: Number of greedy episodes of all processes
+        self.n_greedy = quota.n_episodes // self._size if with_greedy else 0
         #: Whether each environment plays a greedy episode now, shape ``(n_envs,)``; ``None`` if there are none
         self.greedy: np.ndarray | None = None
         if with_greedy:

@@ -291,11 +291,12 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         :param n_steps: Number of steps since the start of the rollout
         :param rollout_buffer: Buffer that holds the steps
         :param groups: Groups of the rollout
-        :return: What the infos say about the whole episodes
+        :return: What the infos say about the episodes that are learned from
         :raises ValueError: If the critic is to judge an observation that the environment does not give
         """
         assert self.quota is not None
         finished = self.quota.finish(dones, n_steps)
+        sampled: list[dict[str, Any]] = []
         for env_idx in finished:
             truncated = bool(infos[env_idx].get("TimeLimit.truncated", False))
             last = infos[env_idx].get("terminal_observation")
@@ -305,13 +306,15 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
                     "and time_limit='bootstrap' (the default with baseline='value') needs it. Let the vectorized environment "
                     "give it (as SB3's do), or choose time_limit='terminal'"
                 )
-            record = infos[env_idx].get("episode")
-            rollout_buffer.end_episode(Episode(env_idx, truncated, last, record=record, **groups.finish(env_idx)))
-            self._update_info_buffer([infos[env_idx]], np.array([True]))
+            record, kind = infos[env_idx].get("episode"), groups.finish(env_idx)
+            rollout_buffer.end_episode(Episode(env_idx, truncated, last, record=record, **kind))
+            if not kind["is_greedy"]:
+                self._update_info_buffer([infos[env_idx]], np.array([True]))
+                sampled.append({key: infos[env_idx].get(key) for key in ("episode", "is_success")})
         if self.use_sde and len(finished) and not self.quota.is_met:
             # Episodes that share their noise would be no baseline for each other
             reset_noise(self.policy, finished, len(dones))
-        return [{key: infos[env_idx].get(key) for key in ("episode", "is_success")} for env_idx in finished]
+        return sampled
 
     def _share_infos(self, shared: SharedRollout) -> None:
         infos_of_others = shared.infos_of_others()
@@ -410,7 +413,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         if counts.is_stopped:
             self._share_infos(shared)
             return False
-        self.logger.record("rollout/episodes", counts.episodes)
+        self.logger.record("rollout/episodes", counts.episodes - groups.n_greedy)
         self.logger.record("rollout/steps", counts.steps)
         self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
         self._mean_episode_length = counts.steps / counts.episodes

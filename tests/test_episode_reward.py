@@ -108,6 +108,7 @@ def test_wrapper_pays_the_same():
     def judge(name):
         def function(episode):
             seen[name] = (episode.observations, episode.actions, episode.rewards.copy(), episode.terminal_observation)
+            assert episode.truncated  # As all episodes of odd environments
             return 3.0 * len(episode)
 
         return function
@@ -158,6 +159,8 @@ def test_bad_judgements(judgement):
 
 
 def test_bad_functions():
+    with raises("info_keywords='time' must be a list of keys, not a text"):
+        EpisodeReward(length_squared, info_keywords="time")
     with raises("7 episodes were judged, and 1 judgements returned"):
         learn(EpisodeReward(lambda episodes: [1.0], of_batch=True))
     for kind in (EpisodeReward, lambda name: EpisodeRewardWrapper(gym.make("CartPole-v1"), name)):

@@ -1,5 +1,7 @@
 """Episodes that share a start."""
 
+from unittest import mock
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
@@ -134,8 +137,14 @@ def test_groups_without_signal():
 @pytest.mark.parametrize("n_envs", [1, 2, 5])
 def test_a_greedy_episode_for_each_group(n_envs, group_size):
     model = learn(make_vec_env("Pendulum-v1", n_envs), n_episodes=6, group_size=group_size, baseline="greedy")
+    with mock.patch.object(Logger, "dump"):  # Which forgets what was logged
+        model.learn(1, reset_num_timesteps=False)
     buffer = model.rollout_buffer
     assert buffer.n_episodes == 6 and sorted(buffer.greedy_groups) == list(range(6 // group_size))
+    assert logged(model)["rollout/episodes"] == 6
+    assert logged(model)["rollout/steps"] == 200 * (6 + 6 // group_size)
+    # Their returns are not those of the policy that is logged
+    assert sum(record in [episode.record for episode in buffer.greedy_episodes] for record in model.ep_info_buffer) == 0
     for episode in buffer.greedy_episodes:
         deterministic, _ = model.predict(episode.observations, deterministic=True)
         np.testing.assert_allclose(episode.actions, deterministic, atol=1e-5)
@@ -249,6 +258,7 @@ def test_estimates_of_groups_are_better_where_the_start_is_all(tmp_path):
         (dict(group_size=5), "n_episodes=12 must be a multiple of group_size=5"),
         (dict(group_size=3, time_limit="discard"), "time_limit='discard' would leave groups without some of their episodes"),
         (dict(baseline="greedy", time_limit="discard"), "time_limit='discard' would leave groups without some"),
+        (dict(group_options=lambda seed: {}), "group_options is for episodes that share a start"),
     ],
 )
 def test_arguments_that_do_not_go_together(settings, message):

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.vec_env import GymnasiumVecEnv
+from sb3_reinforce.vec_env.shared_starts import SharedStarts
 from tests.envs import MaskEnv
 from tests.helpers import clone
 
@@ -207,9 +208,10 @@ def test_late_resets_are_refused():
 
 
 def test_groups_are_refused():
-    env = GymnasiumVecEnv(SyncVectorEnv([MAKERS["CartPole"]] * 2))
-    with pytest.raises(ValueError, match="GymnasiumVecEnv are out of reach"):
-        REINFORCE("MlpPolicy", env, n_episodes=4, group_size=2, baseline="timestep").learn(1)
+    for make in (MAKERS["CartPole"], lambda: SharedStarts(gym.make("CartPole-v1"))):
+        env = GymnasiumVecEnv(SyncVectorEnv([make] * 2))
+        with pytest.raises(ValueError, match="GymnasiumVecEnv are out of reach"):
+            REINFORCE("MlpPolicy", env, n_episodes=4, group_size=2, baseline="timestep").learn(1)
 
 
 def test_same_seed_as_make_vec_env():

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.utils.env_checker import data_equivalence
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 #: Seed and options of a reset
 Start = tuple[int, dict[str, Any] | None]
@@ -53,11 +53,11 @@ def share_starts(env: VecEnv) -> None:
     base = env.unwrapped
     if isinstance(base, DummyVecEnv):
         base.envs = [each if each.has_wrapper_attr("queue_starts") else SharedStarts(each) for each in base.envs]
-    elif not env.has_attr("queue_starts"):
+    elif not (isinstance(base, SubprocVecEnv) and env.has_attr("queue_starts")):
         raise ValueError(
             f"Episodes that share a start need resets with seeds, and those of {type(base).__name__} are out of reach: take a "
-            "DummyVecEnv, or a SubprocVecEnv of wrapped environments: make_vec_env(..., wrapper_class=SharedStarts), or "
-            "env_wrapper: sb3_reinforce.vec_env.shared_starts.SharedStarts in RL Zoo's files"
+            "DummyVecEnv, or a SubprocVecEnv of wrapped environments: make_vec_env(..., wrapper_class=SharedStarts) with "
+            "sb3_reinforce.vec_env.shared_starts.SharedStarts, or env_wrapper: with this name in RL Zoo's files"
         )
 
 
