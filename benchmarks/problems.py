@@ -29,7 +29,7 @@ from sb3_reinforce.checks import versions
 
 OUT = Path(__file__).parent / "problems"
 SEEDS = range(3)
-SECONDS = 90
+SECONDS = 60
 
 #: Settings of MaskablePPO: its defaults, and what is usual for short episodes with a reward that is not discounted
 PPO: dict[str, dict[str, Any]] = {
