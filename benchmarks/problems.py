@@ -185,8 +185,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "runs.csv"
     runs = (
-        pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "contender", "seed", "score", "steps", "ft06"])
+        pd.read_csv(path)
+        if path.exists()
+        else pd.DataFrame(columns=["task", "contender", "seed", "score", "steps", "seconds", "ft06"])
     )
+    runs = runs[runs["seconds"] == args.seconds]
     done = set(runs[["task", "contender", "seed"]].itertuples(index=False, name=None))
     names = [*REINFORCE, *PPO]
     missing = [key for seed in SEEDS for task in TASKS for name in names if (key := (task, name, seed)) not in done]

@@ -121,6 +121,8 @@ def check_groups(model: Any) -> None:
     size = model.group_size
     if model.n_episodes is not None and model.n_episodes % size:
         raise ValueError(f"n_episodes={model.n_episodes} must be a multiple of group_size={size}")
+    if not (model.group_options is None or callable(model.group_options)):
+        raise ValueError(f"group_options={model.group_options!r} must be a function of the seed, or None")
     if model.time_limit == "discard":
         raise ValueError("time_limit='discard' would leave groups without some of their episodes: take 'terminal'")
     if model.baseline in (None, "linear", "value"):

@@ -1,6 +1,7 @@
 """Rewards that a function gives to whole episodes, in place of those of the environment."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,10 +11,14 @@ from gymnasium.envs.registration import load_env_creator
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce.batch import Episode
+from sb3_reinforce.buffers import EpisodeRolloutBuffer
 
 
 class JudgedEpisode(Protocol):
-    """What a function that judges an episode can go by."""
+    """
+    What a function that judges an episode can go by. In a callback, observations and rewards are as ``VecNormalize`` has made
+    them, if there is one.
+    """
 
     @property
     def observations(self) -> Any:
@@ -105,8 +110,15 @@ class EpisodeReward(BaseCallback):
             raise ValueError(f"info_keywords={info_keywords!r} must be a list of keys, not a text")
         self.info_keywords = tuple(info_keywords)
 
-    def _on_training_start(self) -> None:
-        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+    def _init_callback(self) -> None:
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if not isinstance(buffer, EpisodeRolloutBuffer):
+            raise ValueError(
+                f"EpisodeReward is for REINFORCE, which learns from whole episodes, not for {type(self.model).__name__}: "
+                "EpisodeRewardWrapper is for all algorithms"
+            )
+        if getattr(self.model, "time_limit", None) == "discard":
+            raise ValueError("time_limit='discard' leaves out episodes, which EpisodeReward could not judge: take 'terminal'")
         buffer.info_keywords = tuple(dict.fromkeys([*buffer.info_keywords, *self.info_keywords]))
 
     def _on_step(self) -> bool:
@@ -162,7 +174,8 @@ class PlayedEpisode:
 
 class EpisodeRewardWrapper(gym.Wrapper):
     """
-    Let an environment pay, in the last step of an episode, what a function says of the whole episode, and nothing before.
+    Let an environment pay, in the last step of an episode, what a function says of the whole episode, and nothing before. A
+    ``TimeLimit`` belongs inside of it: it could not know of an end that a wrapper around it decides.
 
     It brings the reward to evaluation (``EvalCallback``), ``compare`` and other algorithms; what ``Monitor`` has noted of the
     episode becomes that reward, and the environment's own is kept beside it, as ``env_r``. In RL Zoo's files:
@@ -180,13 +193,15 @@ class EpisodeRewardWrapper(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._episode = PlayedEpisode()
-        self._observation, info = super().reset(seed=seed, options=options)
-        return self._observation, info
+        observation, info = super().reset(seed=seed, options=options)
+        self._observation = deepcopy(observation)
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
         self._episode.steps.append((self._observation, action, float(reward), info))
-        self._observation = self._episode.terminal_observation = observation
+        # A copy, as some environments return the same array in each step
+        self._observation = self._episode.terminal_observation = deepcopy(observation)
         self._episode.truncated = truncated and not terminated
         if not (terminated or truncated):
             return observation, 0.0, terminated, truncated, info

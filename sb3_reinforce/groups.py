@@ -10,6 +10,16 @@ from sb3_reinforce.parallel.processes import on_first
 from sb3_reinforce.quota import EpisodeQuota
 
 
+def draw_seeds(n: int) -> list[int]:
+    """
+    Draw seeds, the same in all processes.
+
+    :param n: Number of seeds
+    :return: The seeds
+    """
+    return on_first(lambda: np.random.randint(2**31 - 1, size=n).tolist())
+
+
 class Groups:
     """
     Divide the episodes of a rollout into groups that share a start, in the order of their numbers.
@@ -39,12 +49,25 @@ class Groups:
         :param env: The environment, whose next reset is the first start
         :param options: Function that gives the options of a reset for its seed
         """
-        seeds = on_first(lambda: np.random.randint(2**31 - 1, size=self._quota.n_episodes // self._size).tolist())
-        for env_idx, numbers in enumerate(self._quota.numbers):
-            own = [seeds[number // self._size] for number in numbers]
-            starts = [(seed, options(seed) if options else None) for seed in own]
-            env.env_method("queue_starts", starts, indices=env_idx)
+        n_groups = self._quota.n_episodes // self._size
+        seeds = draw_seeds(n_groups)
+        self._queue(env, [[seeds[number // self._size] for number in numbers] for numbers in self._quota.numbers], options)
         env.unwrapped._reset_seeds()  # Of the environment itself, which would come first
+
+    def release(self, env: VecEnv) -> None:
+        """
+        Let the environments forget starts that are left, when a rollout is stopped.
+
+        :param env: The environment
+        """
+        self._queue(env, [[] for _ in self._quota.numbers], None)
+
+    def _queue(self, env: VecEnv, seeds: list[list[int]], options: Callable[[int], dict[str, Any]] | None) -> None:
+        # Without a last start of their own, environments of one group would go on with the same random numbers
+        last = draw_seeds(self._quota.total_envs)[self._quota.first_env :]
+        for env_idx, (own, last_seed) in enumerate(zip(seeds, last, strict=False)):
+            starts = [(seed, options(seed) if options else None) for seed in [*own, last_seed]]
+            env.env_method("queue_starts", starts, indices=env_idx)
 
     def finish(self, env_idx: int) -> dict[str, Any]:
         """

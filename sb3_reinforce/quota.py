@@ -27,7 +27,7 @@ class EpisodeQuota:
         self, n_episodes: int, n_envs: int, max_episode_steps: int, first_env: int = 0, total_envs: int | None = None
     ):
         total_envs = total_envs or n_envs
-        self.n_episodes = n_episodes
+        self.n_episodes, self.first_env, self.total_envs = n_episodes, first_env, total_envs
         self.quotas = (n_episodes + first_env + np.arange(n_envs)) // total_envs
         # Round by round; the environments that the last round leaves out are the first ones
         n_rounds, n_last = divmod(n_episodes, total_envs)

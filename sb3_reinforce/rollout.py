@@ -411,6 +411,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.num_timesteps = self._rollout_start + counts.timesteps
         shared.merge_statistics()
         if counts.is_stopped:
+            if groups.are_shared:
+                groups.release(env)
             self._share_infos(shared)
             return False
         self.logger.record("rollout/episodes", counts.episodes - groups.n_greedy)

@@ -5,6 +5,7 @@ from unittest import mock
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -156,6 +157,31 @@ def test_processes():
 def test_bad_judgements(judgement):
     with raises("The reward of an episode of", "steps is a finite number, or", f"of them, not {judgement}"):
         learn(EpisodeReward(lambda episode: judgement))
+
+
+def test_an_environment_that_returns_the_same_array():
+    class InPlace(Recorded):
+        def reset(self, **kwargs):
+            super().reset(**kwargs)
+            self.array = np.zeros(3, np.float32)
+            return self.array, {}
+
+        def step(self, action):
+            self.array += 1
+            return self.array, *super().step(action)[1:]
+
+    seen = []
+    env = EpisodeRewardWrapper(InPlace(1), lambda episode: seen.append(episode.observations[:, 0].tolist()) or 1.0)
+    make_model(env, n_episodes=1, baseline=None).learn(1)
+    assert seen[0] == list(range(len(seen[0])))
+
+
+def test_models_that_it_is_not_for():
+    env = make_vec_env("CartPole-v1")
+    with raises("EpisodeReward is for REINFORCE", "not for PPO", "EpisodeRewardWrapper is for all algorithms"):
+        PPO("MlpPolicy", env, device="cpu").learn(10, callback=EpisodeReward(length_squared))
+    with raises("time_limit='discard' leaves out episodes, which EpisodeReward could not judge"):
+        make_model(env, time_limit="discard").learn(10, callback=EpisodeReward(length_squared))
 
 
 def test_bad_functions():

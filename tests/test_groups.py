@@ -1,5 +1,6 @@
 """Episodes that share a start."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import gymnasium as gym
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
@@ -44,6 +46,10 @@ class Lottery(gym.Env):
     def step(self, action):
         self.remaining -= 1
         return np.array([self.start, self.np_random.uniform(-1, 1)]), 10 * self.start, self.remaining == 0, False, {}
+
+
+class Lives(Lottery):
+    ale = SimpleNamespace(lives=lambda: 3)
 
 
 class Unseeded(Lottery):
@@ -196,11 +202,15 @@ def test_a_callback_can_evaluate_in_an_environment_that_is_normalized_likewise(t
     assert callback.n_calls > 5 and callback.last_mean_reward > 0
 
 
-def test_the_environments_can_be_used_without_groups_afterwards():
-    env = make_vec_env("CartPole-v1", 2)
-    make_model(env, n_episodes=4, group_size=2).learn(1)
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_environments_can_be_used_without_groups_afterwards(stops):
+    """Each goes on with random numbers of its own, also if a callback has stopped the rollout."""
+    env = make_vec_env("CartPole-v1", 4)
+    model = make_model(env, n_episodes=8, group_size=4)
+    model.learn(1, callback=(lambda *_: model.num_timesteps < 8) if stops else None)
+    assert all(len(np.unique(env.reset(), axis=0)) == 4 for _ in range(3))
     env.seed(3)
-    expected = make_vec_env("CartPole-v1", 2)
+    expected = make_vec_env("CartPole-v1", 4)
     expected.seed(3)
     np.testing.assert_array_equal(env.reset(), expected.reset())
     model = make_model(env, n_episodes=4).learn(1)
@@ -234,8 +244,9 @@ def test_share_of_the_start(std_of_start):
     assert start_share(model) == pytest.approx(share, abs=4 * standard_error)
 
 
-def test_estimates_of_groups_are_better_where_the_start_is_all(tmp_path):
-    model = make_model(DummyVecEnv([lambda: StartAndNoise(30)]), n_episodes=4)
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_estimates_of_groups_are_better_where_the_start_is_all(n_envs, tmp_path):
+    model = make_model(DummyVecEnv([lambda: StartAndNoise(30)] * n_envs), n_episodes=4)
     before = model.policy.state_dict()["action_net.weight"].clone()
     gradients(tmp_path, model, n_episodes=256, batch_sizes=[8], group_size=4)
     # The model itself is as it was
@@ -248,6 +259,21 @@ def test_estimates_of_groups_are_better_where_the_start_is_all(tmp_path):
     assert "group_size=4 is worth a try" in (tmp_path / "gradients.md").read_text()
 
 
+def test_models_that_gradients_of_groups_are_not_for(tmp_path):
+    env = DummyVecEnv([lambda: StartAndNoise(1)])
+    options = make_model(env, n_episodes=4, group_size=2, group_options=lambda seed: {"start": 0.0})
+    for model, kwargs, message in (
+        (make_model(env), dict(group_size=3, batch_sizes=[4]), "one of batch_sizes=.4. must be a multiple of it"),
+        (make_model(env, time_limit="discard"), {}, "time_limit='discard' leaves out episodes"),
+        (options, dict(group_size=2), "group_options: episodes without groups would have other starts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gradients(tmp_path, model, n_episodes=16, **kwargs)
+    # A model whose episodes share starts is measured as one whose episodes do not
+    table = gradients(tmp_path, make_model(env, n_episodes=4, group_size=4, baseline="greedy"), n_episodes=16, batch_sizes=[2])
+    assert np.isfinite(table["variance"]).all() and (table["n_batches"] == 8).all()
+
+
 # Bad input
 
 
@@ -258,6 +284,7 @@ def test_estimates_of_groups_are_better_where_the_start_is_all(tmp_path):
         (dict(group_size=5), "n_episodes=12 must be a multiple of group_size=5"),
         (dict(group_size=3, time_limit="discard"), "time_limit='discard' would leave groups without some of their episodes"),
         (dict(baseline="greedy", time_limit="discard"), "time_limit='discard' would leave groups without some"),
+        (dict(group_size=3, group_options={"goal": 1}), "group_options={'goal': 1} must be a function of the seed, or None"),
         (dict(group_options=lambda seed: {}), "group_options is for episodes that share a start"),
     ],
 )
@@ -275,6 +302,7 @@ def test_a_baseline_that_knows_no_groups():
     "env, message",
     [
         (lambda: DummyVecEnv([Unseeded]), "Two resets with the same seed have given different observations"),
+        (lambda: DummyVecEnv([lambda: EpisodicLifeEnv(Lives())]), "make_atari_env.*terminal_on_life_loss=False"),
         (lambda: SubprocVecEnv([lambda: Monitor(Lottery())]), "those of SubprocVecEnv are out of reach: take a DummyVecEnv"),
     ],
 )

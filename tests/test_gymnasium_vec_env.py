@@ -108,6 +108,15 @@ def test_learns_what_is_learned_in_dummy_vec_env(mode):
         assert all(th.equal(parameters[0][name], parameters[1][name]) for name in parameters[0])
 
 
+def test_processes_survive_a_missing_attribute():
+    env = GymnasiumVecEnv(AsyncVectorEnv([MAKERS["CartPole"]] * 2))
+    assert not env.has_attr("action_masks")
+    with pytest.raises(AttributeError, match="have no attribute 'action_masks'"):
+        env.get_attr("action_masks")
+    assert REINFORCE("MlpPolicy", env, device="cpu").learn(100)._n_updates > 0
+    env.close()
+
+
 @pytest.mark.parametrize("algorithm", [A2C, PPO])
 def test_algorithms_of_sb3(algorithm):
     env = VecNormalize(GymnasiumVecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")))
@@ -202,9 +211,50 @@ def test_unequal_seeds():
 
 
 def test_late_resets_are_refused():
-    """Gymnasium's own vectorized CartPole cannot reset single environments."""
-    with pytest.raises(ValueError, match="resets environments in the step after the end of an episode"):
-        GymnasiumVecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"))
+    """Gymnasium's own vectorized CartPole cannot reset single environments, nor can processes without shared memory."""
+    deaf = AsyncVectorEnv([MAKERS["CartPole"]] * 2, shared_memory=False)
+    disabled = Device()
+    disabled.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+    for env in (gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"), deaf, disabled):
+        with pytest.raises(ValueError, match="cannot reset single environments in the step that ends their episode"):
+            GymnasiumVecEnv(env)
+    deaf.close()
+
+
+class Simulator(Device):
+    """One memory for all observations, dict observations with a batch of last ones, infos of the whole batch."""
+
+    single_observation_space = spaces.Dict(time=spaces.Box(-10, 10, (1,)))
+    gives_last = True
+
+    def reset(self, *, seed=None, options=None):
+        self.time = np.zeros((2, 1), np.float32)
+        return {"time": self.time}, {}
+
+    def step(self, actions):
+        self.time += 1
+        dones = self.time[:, 0] == 3
+        infos = {"fps": 3.0, "log": {"mean": 1.0}}
+        if dones.any() and self.gives_last:
+            infos["final_obs"] = {"time": self.time.copy()}
+        self.time[dones] = 0
+        return {"time": self.time}, np.ones(2), np.zeros(2, dtype=bool), dones, infos
+
+
+def test_what_simulators_do():
+    env = GymnasiumVecEnv(Simulator())
+    first = env.reset()
+    assert env.step(np.zeros(2, dtype=int))[3] == [{"TimeLimit.truncated": False}] * 2
+    assert first["time"].tolist() == [[0], [0]]
+    env.step(np.zeros(2, dtype=int))
+    infos = env.step(np.zeros(2, dtype=int))[3]
+    assert [info["terminal_observation"]["time"].tolist() for info in infos] == [[3], [3]]
+    env = GymnasiumVecEnv(Simulator())
+    env.env.gives_last = False
+    env.reset()
+    with pytest.raises(ValueError, match="without the last observation in its infos, 'final_obs'"):
+        for _ in range(3):
+            env.step(np.zeros(2, dtype=int))
 
 
 def test_groups_are_refused():

@@ -101,11 +101,13 @@ def batch_gradients(model: REINFORCE, n_episodes: int, estimators: Sequence[Esti
     of_critic = {id(parameter) for parameter in critic.parameters}
     parameters = [p for p in model.policy.parameters() if p.requires_grad and id(p) not in of_critic]
 
+    # Group by group, which several environments have played
+    order = np.argsort(buffer.groups, kind="stable")
     for first in range(0, buffer.n_episodes - n_episodes + 1, n_episodes):
-        episodes = np.arange(first, first + n_episodes)
-        steps = slice(starts[first], ends[episodes[-1]])
+        episodes = order[first : first + n_episodes]
+        steps = np.concatenate([np.arange(starts[episode], ends[episode]) for episode in episodes])
         rewards, lengths = buffer.rewards[steps], buffer.lengths[episodes]
-        groups = buffer.groups[episodes] - buffer.groups[first]
+        groups = buffer.groups[episodes] - buffer.groups[episodes[0]]
         factors = []
         for returns, baseline in estimators:
             estimate = compute_advantages(
@@ -215,7 +217,6 @@ def make_model(model_path: Path | None, env_id: str, seed: int) -> REINFORCE:
     :param env_id: Id of the environment
     :param seed: Seed
     :return: The model, with its environment
-    :raises ValueError: If its batches would not have the number of episodes that is asked for
     """
     env = make_env(model_path, env_id, seed)
     if model_path is None:
@@ -223,10 +224,7 @@ def make_model(model_path: Path | None, env_id: str, seed: int) -> REINFORCE:
         is_image = is_image_space(space)
         policy = "MultiInputPolicy" if isinstance(space, Dict) else "CnnPolicy" if is_image else "MlpPolicy"
         return REINFORCE(policy, env, seed=seed)
-    model = REINFORCE.load(model_path, env=env, seed=seed)
-    if model.time_limit == "discard":
-        raise ValueError("time_limit='discard' leaves out episodes: the numbers per batch would not be those asked for")
-    return model
+    return REINFORCE.load(model_path, env=env, seed=seed)
 
 
 def copy_of(model: REINFORCE, **changes: Any) -> REINFORCE:
@@ -290,7 +288,8 @@ def gradients(
     The critic is the model's own where it has learned one, or else fitted to as many other episodes.
 
     :param out: Folder to write to
-    :param model: A model with an environment, which is left as it is, or the path of a saved one; ``None``: a fresh one
+    :param model: A model with an environment, or the path of a saved one; ``None``: a fresh one. The model is left as it is;
+        its environment plays, which moves its generators and the running statistics of a ``VecNormalize`` that is training
     :param env_id: Id of the environment; ``None``: the name of the model's file
     :param n_episodes: Number of episodes
     :param batch_sizes: Numbers of episodes per gradient estimate; ``None``: 2, 4, 8, 16 and 32, as far as they are at most
@@ -323,7 +322,15 @@ def gradients(
         check_choice("estimator", estimator, ESTIMATORS)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} must be a folder, or a path where one can be made")
-    measured = make_model(model_path, name, seed) if given is None else copy_of(given)
+    if group_size > 1 and not any(size % group_size == 0 for size in batch_sizes):
+        raise ValueError(f"group_size={group_size}: one of batch_sizes={list(batch_sizes)} must be a multiple of it")
+    measured = make_model(model_path, name, seed) if given is None else given
+    if measured.time_limit == "discard":
+        raise ValueError("time_limit='discard' leaves out episodes: the numbers per batch would not be those asked for")
+    if measured.group_options is not None and group_size > 1:
+        raise ValueError("group_options: episodes without groups would have other starts than those with them")
+    baseline = "leave_one_out" if measured.baseline == "greedy" else measured.baseline
+    measured = copy_of(measured, group_size=1, group_options=None, baseline=baseline)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -342,7 +349,7 @@ def gradients(
 {command or "sb3_reinforce.compare.gradients.gradients"}
 ```
 
-{n_episodes} episodes of {lengths.mean():.1f} steps on average, gamma {measured.gamma:g}, seed {seed}.
+{n_episodes} episodes of {lengths.mean():.1f} steps on average, gamma {measured.gamma:g}, seed {measured.seed}.
 
 {EXPLANATION}
 value: {"the critic of the model" if has_critic else f"a critic fitted to {n_episodes} other episodes before"}."""

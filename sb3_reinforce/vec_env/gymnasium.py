@@ -15,7 +15,7 @@ from sb3_reinforce.vec_env.records import EpisodeRecords
 
 def to_numpy(values: Any) -> Any:
     """
-    Convert what is in tensors of a device.
+    Copy what is in arrays, or in tensors of a device.
 
     :param values: An array, a tensor, or a dict or tuple of such
     :return: The same as arrays of NumPy
@@ -24,7 +24,8 @@ def to_numpy(values: Any) -> Any:
         return {key: to_numpy(value) for key, value in values.items()}
     if isinstance(values, tuple):
         return tuple(map(to_numpy, values))
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    # A copy: some environments write the next step into the same memory
+    return np.array(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
 
 
 def at(values: Any, index: Any) -> Any:
@@ -49,13 +50,15 @@ def split_infos(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
 
     :param infos: Infos of Gymnasium's interface
     :param n_envs: Number of environments
-    :return: Infos of SB3's
+    :return: Infos of SB3's. What is no array with a row for each environment is left out
     """
     found: list[dict[str, Any]] = [{} for _ in range(n_envs)]
     for key, values in infos.items():
         if key.startswith("_") and key[1:] in infos:
             continue
         rows = split_infos(values, n_envs) if isinstance(values, dict) else to_numpy(values)
+        if np.shape(rows)[:1] != (n_envs,) or (isinstance(values, dict) and not any(rows)):
+            continue
         for env_idx in np.flatnonzero(to_numpy(infos.get(f"_{key}", np.ones(n_envs, dtype=bool)))):
             found[env_idx][key] = rows[env_idx]
     return found
@@ -86,11 +89,13 @@ class GymnasiumVecEnv(VecEnv):
         self._mode = AutoresetMode(env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self._members: Any = env.unwrapped
         self._has_members = isinstance(self._members, SyncVectorEnv | AsyncVectorEnv)
-        if self._mode == AutoresetMode.NEXT_STEP and not self._has_members:
+        # Such workers do not notice that they have been reset
+        is_deaf = self._mode == AutoresetMode.NEXT_STEP and not getattr(self._members, "shared_memory", True)
+        if self._mode != AutoresetMode.SAME_STEP and (not self._has_members or is_deaf):
             raise ValueError(
-                f"{env} resets environments in the step after the end of an episode, which the algorithms of SB3 would learn "
-                "from: take one whose metadata['autoreset_mode'] is AutoresetMode.SAME_STEP, or "
-                "gymnasium.make_vec(..., vectorization_mode='sync' or 'async')"
+                f"{env} has the autoreset_mode {self._mode.name}, and cannot reset single environments in the step that ends "
+                "their episode, as the algorithms of SB3 need it: take one whose metadata['autoreset_mode'] is "
+                "AutoresetMode.SAME_STEP, or gymnasium.make_vec(..., vectorization_mode='sync' or 'async')"
             )
         self.spec = env.spec
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -133,7 +138,10 @@ class GymnasiumVecEnv(VecEnv):
                 for env_idx in finished:
                     self.reset_infos[env_idx] = infos[env_idx]
                 ended = split_infos(last_infos or {}, self.num_envs)
-                last = [to_numpy(last_obs[env_idx]) for env_idx in finished]
+                if last_obs is None:
+                    raise ValueError(f"{self.env} has ended an episode without the last observation in its infos, 'final_obs'")
+                are_rows = isinstance(last_obs, dict)  # Of a batch, and not one dict for each environment
+                last = [at(to_numpy(last_obs), i) if are_rows else to_numpy(last_obs[i]) for i in finished]
             else:
                 ended, last = infos, [at(obs, env_idx) for env_idx in finished]
                 obs, first_infos = self.env.reset(options={"reset_mask": dones})
@@ -164,11 +172,23 @@ class GymnasiumVecEnv(VecEnv):
         :param indices: Indices of environments
         :return: The attribute of each
         """
+        if self._has_members and not self.has_attr(attr_name):
+            raise AttributeError(f"The environments of {self.env} have no attribute {attr_name!r}")
         if attr_name == "render_mode":
             values: Any = [self.env.render_mode] * self.num_envs
         else:
             values = self._members.get_attr(attr_name) if self._has_members else [getattr(self.env, attr_name)] * self.num_envs
         return [values[i] for i in self._get_indices(indices)]
+
+    def has_attr(self, attr_name: str) -> bool:
+        """
+        Tell whether the environments have an attribute.
+
+        :param attr_name: Name of the attribute
+        :return: Whether all have it
+        """
+        # Asked for in this way, a missing one does not end the processes of an AsyncVectorEnv
+        return all(self._members.call("has_wrapper_attr", attr_name)) if self._has_members else hasattr(self.env, attr_name)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """

@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.utils.env_checker import data_equivalence
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 #: Seed and options of a reset
@@ -40,7 +42,7 @@ class SharedStarts(gym.Wrapper):
             self._starts.clear()
         elif self._starts:
             seed, options = self._starts.popleft()
-        return super().reset(seed=seed, options=options)
+        return super().reset(seed=seed, **({"options": options} if options else {}))
 
 
 def share_starts(env: VecEnv) -> None:
@@ -51,6 +53,11 @@ def share_starts(env: VecEnv) -> None:
     :raises ValueError: If they are out of reach
     """
     base = env.unwrapped
+    if any(env.env_is_wrapped(EpisodicLifeEnv)):
+        raise ValueError(
+            "Episodes cannot share a start where the loss of a life ends them, as the next one goes on from there: "
+            "make_atari_env(..., wrapper_kwargs=dict(terminal_on_life_loss=False))"
+        )
     if isinstance(base, DummyVecEnv):
         base.envs = [each if each.has_wrapper_attr("queue_starts") else SharedStarts(each) for each in base.envs]
     elif not (isinstance(base, SubprocVecEnv) and env.has_attr("queue_starts")):
@@ -71,7 +78,9 @@ def check_starts(env: VecEnv, options: Callable[[int], dict[str, Any]] | None = 
     :raises ValueError: If two starts with one seed differ
     """
     arguments: dict[str, Any] = {"seed": 0} | ({"options": options(0)} if options else {})
-    first, *others = [env.env_method("reset", indices=index, **arguments)[0][0] for index in (0, 0, env.num_envs - 1)]
+    indices = (0, 0, env.num_envs - 1)
+    # Copies, as some environments return the same array each time
+    first, *others = [deepcopy(env.env_method("reset", indices=index, **arguments)[0][0]) for index in indices]
     if not all(data_equivalence(first, other, exact=True) for other in others):
         raise ValueError(
             "Two resets with the same seed have given different observations, so that no two episodes can share a start: "
