@@ -20,7 +20,6 @@ import torch as th
 from joblib import Parallel, delayed
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from examples import job_shop, salesman
@@ -47,24 +46,6 @@ REINFORCE: dict[str, dict[str, Any]] = {
 }
 
 TASKS: dict[str, Any] = {"salesman": salesman, "job_shop": job_shop}
-
-
-class ProcessorTime(BaseCallback):
-    """
-    Stop after some seconds of processor time, which other programs do not take part of.
-
-    :param seconds: Seconds of training
-    """
-
-    def __init__(self, seconds: float):
-        super().__init__()
-        self.seconds = seconds
-
-    def _on_training_start(self) -> None:
-        self.end = time.process_time() + self.seconds
-
-    def _on_step(self) -> bool:
-        return time.process_time() < self.end
 
 
 def score(task: str, choose: Any) -> float:
@@ -95,7 +76,7 @@ def run(task: str, name: str, seed: int, seconds: float) -> dict[str, Any]:
     else:
         env = make_vec_env(module.Salesman if task == "salesman" else module.JobShop, 32, seed=seed)
         model = MaskablePPO(scoring(MaskableActorCriticPolicy), env, seed=seed, device="cpu", **PPO[name])
-    model.learn(10**9, callback=ProcessorTime(seconds))
+    model.learn(10**9, callback=salesman.Deadline(seconds, time.process_time))
     row = {
         "task": task,
         "contender": name,
