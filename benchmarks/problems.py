@@ -42,7 +42,7 @@ PPO: dict[str, dict[str, Any]] = {
 REINFORCE: dict[str, dict[str, Any]] = {
     "REINFORCE, groups of 8": dict(),
     "REINFORCE, no groups": dict(group_size=1),
-    "REINFORCE, greedy baseline": dict(group_size=7, n_episodes=224, baseline="greedy"),
+    "REINFORCE, greedy baseline": dict(group_size=7, n_episodes=56, baseline="greedy"),
 }
 
 TASKS: dict[str, Any] = {"salesman": salesman, "job_shop": job_shop}
@@ -83,6 +83,7 @@ def run(task: str, name: str, seed: int, seconds: float) -> dict[str, Any]:
         "seed": seed,
         "score": score(task, module.of_model(model)),
         "steps": model.num_timesteps,
+        "seconds": seconds,
     }
     if task == "job_shop":
         row["ft06"] = int(job_shop.makespans(module.of_model(model), jobs=job_shop.FT06)[0])

@@ -187,7 +187,7 @@ def make_model(n_jobs: int = 6, n_machines: int = 6, seed: int = 0, **kwargs: An
     :return: The model
     """
     env = make_vec_env(JobShop, 32, seed=seed, env_kwargs={"n_jobs": n_jobs, "n_machines": n_machines})
-    settings: dict[str, Any] = dict(n_episodes=256, group_size=8, baseline="timestep", gamma=1.0)
+    settings: dict[str, Any] = dict(n_episodes=64, group_size=8, baseline="timestep", gamma=1.0, cg_max_steps=8)
     # It would fall over the run, whose number of steps is not known
     settings |= dict(target_kl=0.02, seed=seed, device="cpu")
     return REINFORCE(scoring(ReinforcePolicy), env, **{**settings, **kwargs})
