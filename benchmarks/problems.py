@@ -22,8 +22,9 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks.intervals import mean_interval
 from examples import job_shop, salesman
-from examples.scoring import scoring
+from examples.scoring import Deadline, of_model, scoring
 from sb3_reinforce.checks import versions
 
 OUT = Path(__file__).parent / "problems"
@@ -76,17 +77,17 @@ def run(task: str, name: str, seed: int, seconds: float) -> dict[str, Any]:
     else:
         env = make_vec_env(module.Salesman if task == "salesman" else module.JobShop, 32, seed=seed)
         model = MaskablePPO(scoring(MaskableActorCriticPolicy), env, seed=seed, device="cpu", **PPO[name])
-    model.learn(10**9, callback=salesman.Deadline(seconds, time.process_time))
+    model.learn(10**9, callback=Deadline(seconds, time.process_time))
     row = {
         "task": task,
         "contender": name,
         "seed": seed,
-        "score": score(task, module.of_model(model)),
+        "score": score(task, of_model(model)),
         "steps": model.num_timesteps,
         "seconds": seconds,
     }
     if task == "job_shop":
-        row["ft06"] = int(job_shop.makespans(module.of_model(model), jobs=job_shop.FT06)[0])
+        row["ft06"] = int(job_shop.makespans(of_model(model), jobs=job_shop.FT06)[0])
     print(row, flush=True)
     return row
 
@@ -121,14 +122,13 @@ def report(runs: pd.DataFrame, command: str, seconds: float) -> str:
         f"{seconds:g} processor seconds of training for each run, one thread. Scores: mean over 100 held-out problems with "
         "the likeliest actions, the lower the better. [95 %]: percentiles of the bootstrap over the seeds."
     )
-    generator = np.random.default_rng(0)
     for task, of_task in references().items():
         unit: Callable[[float], str] = (lambda x: f"{x:.3f}") if task == "salesman" else (lambda x: f"{x:.2f}")
         best = of_task.get("shortest tour")
         lines += ["", f"## {task}", "", "| | mean [95 %] | each seed | steps, median |", "|---|---|---|---|"]
         for name, rows in runs[runs["task"] == task].groupby("contender", sort=False):
             scores = rows.sort_values("seed")["score"].to_numpy()
-            low, high = np.percentile(generator.choice(scores, (10_000, len(scores))).mean(axis=1), [2.5, 97.5])
+            low, high = mean_interval(scores)
             more = f", {scores.mean() / best - 1:.1%} above the optimum" if best else ""
             each = ", ".join(map(unit, scores))
             cells = [

@@ -25,6 +25,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
+from benchmarks.intervals import mean_interval
 from benchmarks.plots import plot_tutorial
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.checks import versions
@@ -173,12 +174,10 @@ def report(episodes: pd.DataFrame, command: str) -> str:
         "| | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " | mean [95 %] | steps of a run | steps per second |",
     ]
     lines.append("|---" * (len(SEEDS) + 4) + "|")
-    generator = np.random.default_rng(0)
     for name, rows in episodes.groupby("row", sort=False):
         last = 50 if "default" in str(name) else 1000
         means = np.array([rows[rows["seed"] == seed]["return"][-last:].mean() for seed in SEEDS])
-        resampled = generator.choice(means, (10_000, len(means))).mean(axis=1)
-        low, high = np.percentile(resampled, [2.5, 97.5])
+        low, high = mean_interval(means)
         steps = rows.groupby("seed")["length"].sum()
         speed = steps / rows.groupby("seed")["seconds"].max()
         cells = [str(name), *(f"{mean:.0f}" for mean in means), f"{means.mean():.0f} [{low:.0f}, {high:.0f}]"]

@@ -12,12 +12,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.env_util import make_vec_env
 
-from examples.salesman import HELD_OUT, Deadline
-from examples.scoring import scoring
+from examples import scoring
+from examples.scoring import HELD_OUT, Deadline, of_model
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.policies import ReinforcePolicy
 
 #: Machines and durations of the operations of each job: the problem "ft06" of Fisher & Thompson, Probabilistic learning
 #: combinations of local job-shop scheduling rules, 1963, whose shortest schedule takes 55
@@ -143,18 +141,6 @@ def by_rule(rule: Callable[[JobShop], np.ndarray]) -> Any:
     return lambda env, observation: int(np.where(env.action_masks(), rule(env), np.inf).argmin())
 
 
-def of_model(model: Any) -> Any:
-    """
-    Let a model schedule, by its likeliest actions.
-
-    :param model: A model
-    :return: Function that takes the environment and its observation, and gives the next job
-    """
-    return lambda env, observation: int(
-        model.predict(observation, action_masks=env.action_masks(), deterministic=True)[0],
-    )
-
-
 def makespans(choose: Any, n_jobs: int = 6, n_machines: int = 6, seeds: Any = HELD_OUT, jobs: Any = None) -> np.ndarray:
     """
     Measure schedules.
@@ -186,11 +172,7 @@ def make_model(n_jobs: int = 6, n_machines: int = 6, seed: int = 0, **kwargs: An
     :param kwargs: Other arguments of ``REINFORCE``
     :return: The model
     """
-    env = make_vec_env(JobShop, 32, seed=seed, env_kwargs={"n_jobs": n_jobs, "n_machines": n_machines})
-    settings: dict[str, Any] = dict(n_episodes=64, group_size=8, baseline="timestep", gamma=1.0, cg_max_steps=8)
-    # It would fall over the run, whose number of steps is not known
-    settings |= dict(target_kl=0.02, seed=seed, device="cpu")
-    return REINFORCE(scoring(ReinforcePolicy), env, **{**settings, **kwargs})
+    return scoring.make_model(JobShop, {"n_jobs": n_jobs, "n_machines": n_machines}, seed, **kwargs)
 
 
 def main() -> None:

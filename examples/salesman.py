@@ -6,8 +6,6 @@ that have been visited are masked.
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -15,15 +13,10 @@ import numpy as np
 from gymnasium import spaces
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse.csgraph import connected_components
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_vec_env
 
-from examples.scoring import scoring
+from examples import scoring
+from examples.scoring import HELD_OUT, Deadline, of_model
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.policies import ReinforcePolicy
-
-#: Seeds of the problems that are learned from are drawn at random; those of the held-out problems are these
-HELD_OUT = range(10**9, 10**9 + 100)
 
 
 class Salesman(gym.Env):
@@ -152,35 +145,6 @@ def optima(n_cities: int, seeds: Any = HELD_OUT) -> np.ndarray:
     return np.array(found)
 
 
-def of_model(model: Any) -> Any:
-    """
-    Let a model plan tours, by its likeliest actions.
-
-    :param model: A model
-    :return: Function that takes the environment and its observation, and gives the next city
-    """
-    return lambda env, observation: int(model.predict(observation, action_masks=env.is_left, deterministic=True)[0])
-
-
-class Deadline(BaseCallback):
-    """
-    Stop after some time.
-
-    :param seconds: Seconds of training
-    :param clock: What measures them
-    """
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
-        super().__init__()
-        self.seconds, self.clock = seconds, clock
-
-    def _on_training_start(self) -> None:
-        self.end = self.clock() + self.seconds
-
-    def _on_step(self) -> bool:
-        return self.clock() < self.end
-
-
 def make_model(n_cities: int = 20, seed: int = 0, **kwargs: Any) -> REINFORCE:
     """
     Make the model of this example.
@@ -190,11 +154,7 @@ def make_model(n_cities: int = 20, seed: int = 0, **kwargs: Any) -> REINFORCE:
     :param kwargs: Other arguments of ``REINFORCE``
     :return: The model
     """
-    env = make_vec_env(Salesman, 32, seed=seed, env_kwargs={"n_cities": n_cities})
-    settings: dict[str, Any] = dict(n_episodes=64, group_size=8, baseline="timestep", gamma=1.0, cg_max_steps=8)
-    # It would fall over the run, whose number of steps is not known
-    settings |= dict(target_kl=0.02, seed=seed, device="cpu")
-    return REINFORCE(scoring(ReinforcePolicy), env, **{**settings, **kwargs})
+    return scoring.make_model(Salesman, {"n_cities": n_cities}, seed, **kwargs)
 
 
 def main() -> None:

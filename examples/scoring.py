@@ -1,11 +1,24 @@
-"""A policy that scores the items of a problem, and whose size does not depend on their number."""
+"""
+What the examples share: a policy that scores the items of a problem, and whose size does not depend on their number; how it is
+trained and evaluated.
+"""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+
+from sb3_reinforce import REINFORCE
+from sb3_reinforce.policies import ReinforcePolicy
+
+#: Seeds of the problems that are learned from are drawn at random; those of the held-out problems are these
+HELD_OUT = range(10**9, 10**9 + 100)
 
 
 class ItemScores(BaseFeaturesExtractor):
@@ -77,3 +90,49 @@ def scoring(policy_class: type) -> type:
             self.action_net = FirstColumns(int(self.action_space.n))
 
     return ScoringPolicy
+
+
+def make_model(env_class: Callable[..., Any], env_kwargs: dict[str, Any], seed: int, **kwargs: Any) -> REINFORCE:
+    """
+    Make the model of an example.
+
+    :param env_class: Its environment
+    :param env_kwargs: Arguments of the environment
+    :param seed: Seed
+    :param kwargs: Other arguments of ``REINFORCE``
+    :return: The model
+    """
+    env = make_vec_env(env_class, 32, seed=seed, env_kwargs=env_kwargs)
+    settings: dict[str, Any] = dict(n_episodes=64, group_size=8, baseline="timestep", gamma=1.0, cg_max_steps=8)
+    # It would fall over the run, whose number of steps is not known
+    settings |= dict(target_kl=0.02, seed=seed, device="cpu")
+    return REINFORCE(scoring(ReinforcePolicy), env, **{**settings, **kwargs})
+
+
+def of_model(model: Any) -> Any:
+    """
+    Let a model choose, by its likeliest actions.
+
+    :param model: A model
+    :return: Function that takes the environment and its observation, and gives the action
+    """
+    return lambda env, observation: int(model.predict(observation, action_masks=env.action_masks(), deterministic=True)[0])
+
+
+class Deadline(BaseCallback):
+    """
+    Stop after some time.
+
+    :param seconds: Seconds of training
+    :param clock: What measures them
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
+        super().__init__()
+        self.seconds, self.clock = seconds, clock
+
+    def _on_training_start(self) -> None:
+        self.end = self.clock() + self.seconds
+
+    def _on_step(self) -> bool:
+        return self.clock() < self.end

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,38 +12,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_reinforce.batch import Episode
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
-
-
-class JudgedEpisode(Protocol):
-    """
-    What a function that judges an episode can go by. In a callback, observations and rewards are as ``VecNormalize`` has made
-    them, if there is one.
-    """
-
-    @property
-    def observations(self) -> Any:
-        """Observations that were acted on, shape ``(n_steps, *obs_shape)``, or a dict of them."""
-
-    @property
-    def actions(self) -> np.ndarray:
-        """Actions, shape ``(n_steps, action_dim)``."""
-
-    @property
-    def rewards(self) -> np.ndarray:
-        """Rewards of the environment, shape ``(n_steps,)``."""
-
-    @property
-    def infos(self) -> list[dict[str, Any]]:
-        """Infos of each step."""
-
-    @property
-    def terminal_observation(self) -> Any:
-        """Observation after the last step."""
-
-    @property
-    def truncated(self) -> bool:
-        """Whether a time limit cut it off."""
-
 
 #: Takes an episode, and returns one number or one for each step
 Judge = Callable[[Any], Any]
@@ -89,8 +57,8 @@ class EpisodeReward(BaseCallback):
     ``rollout/ep_rew_mean`` is then the mean of these rewards; the environment's own is ``rollout/ep_env_rew_mean``. Under
     ``torchrun``, each process judges its own episodes.
 
-    :param function: Takes an episode (:class:`JudgedEpisode`) and returns its return, or the reward of each step. Actions are
-        those that the policy sampled, before clipping
+    :param function: Takes an :class:`~sb3_reinforce.batch.Episode` and returns its return, or the reward of each step. Actions
+        are those that the policy sampled, before clipping; observations and rewards are as ``VecNormalize`` has made them
     :param of_batch: Whether it takes a list of the episodes of the batch instead, and returns a list: for judges that compare
     :param info_keywords: Keys of the infos that the function needs
     :param verbose: Verbosity level, not used
@@ -139,7 +107,7 @@ class EpisodeReward(BaseCallback):
 
 @dataclass
 class PlayedEpisode:
-    """An episode that is not part of a rollout buffer, see :class:`JudgedEpisode`."""
+    """What an :class:`~sb3_reinforce.batch.Episode` tells, of an episode that is not part of a rollout buffer."""
 
     steps: list[tuple[Any, Any, float, dict[str, Any]]] = field(default_factory=list)
     terminal_observation: Any = None
@@ -182,8 +150,7 @@ class EpisodeRewardWrapper(gym.Wrapper):
     ``env_wrapper: [{sb3_reinforce.episode_reward.EpisodeRewardWrapper: {function: "module:function"}}]``.
 
     :param env: Environment
-    :param function: Takes an episode (:class:`JudgedEpisode`) and returns its return, or the reward of each step, whose sum is
-        paid
+    :param function: Takes a :class:`PlayedEpisode` and returns its return, or the reward of each step, whose sum is paid
     :raises ValueError: If a reward is not finite, or not one number or one for each step
     """
 

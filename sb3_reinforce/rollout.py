@@ -420,8 +420,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
         self._mean_episode_length = counts.steps / counts.episodes
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
-        if read_masks is not None and rollout_buffer.action_masks is not None:
-            read_masks.layout.check_actions(rollout_buffer.actions, rollout_buffer.action_masks)
+        if read_masks is not None and (masks := rollout_buffer.action_masks) is not None:
+            read_masks.layout.check_actions(rollout_buffer.actions, masks)
         if counts.are_all_done:  # SB3's vectorized environments have started the next episode everywhere
             self._last_obs, self._starts = new_obs, mark_starts(env)  # type: ignore[assignment]
 

@@ -101,6 +101,9 @@ def assert_same(left, right):
             assert_same(one, other)
     elif isinstance(left, th.Tensor):
         assert th.equal(left, right)
+    elif isinstance(left, np.ndarray):
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
     else:
         assert left == right
 

@@ -17,7 +17,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.vec_env import GymnasiumVecEnv
 from sb3_reinforce.vec_env.shared_starts import SharedStarts
 from tests.envs import MaskEnv
-from tests.helpers import clone
+from tests.helpers import assert_same, clone
 
 MODES = list(AutoresetMode)
 
@@ -51,22 +51,6 @@ def without_seconds(info):
     return info
 
 
-def assert_equal(one, other):
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal(one[key], other[key])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_equal(*pair)
-    elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
-    else:
-        assert one == other
-
-
 @pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", MAKERS)
@@ -76,8 +60,8 @@ def test_steps_are_those_of_dummy_vec_env(name, mode, kind):
     assert env.observation_space == expected.observation_space and env.action_space == expected.action_space
     for each in (env, expected):
         each.seed(5)
-    assert_equal(env.reset(), expected.reset())
-    assert_equal(env.reset_infos, expected.reset_infos)
+    assert_same(env.reset(), expected.reset())
+    assert_same(env.reset_infos, expected.reset_infos)
     env.action_space.seed(0)
     n_dones = 0
     for _ in range(120):
@@ -86,13 +70,13 @@ def test_steps_are_those_of_dummy_vec_env(name, mode, kind):
         wanted = expected.step(actions)
         assert rewards.dtype == np.float32 and dones.dtype == bool
         for found, other in zip((obs, rewards, dones), wanted, strict=False):
-            assert_equal(found, other)
-        assert_equal([without_seconds(info) for info in infos], [without_seconds(info) for info in wanted[3]])
-        assert_equal(env.reset_infos, expected.reset_infos)
+            assert_same(found, other)
+        assert_same([without_seconds(info) for info in infos], [without_seconds(info) for info in wanted[3]])
+        assert_same(env.reset_infos, expected.reset_infos)
         n_dones += dones.sum()
     assert n_dones > 3 or name == "Taxi"
     # Without a seed, the generators go on
-    assert_equal(env.reset(), expected.reset())
+    assert_same(env.reset(), expected.reset())
     env.close()
 
 

@@ -54,6 +54,27 @@ bootstraps at time limits, the returns of all baselines do."""
 
 COLUMNS = ("returns", "baseline", "n_episodes", "n_batches", "variance", "snr", "cosine", "noise_scale")
 
+#: Titles of columns in the report
+TITLES = {
+    "returns": "returns",
+    "baseline": "baseline",
+    "n_episodes": "episodes",
+    "n_batches": "batches",
+    "variance": "variance",
+    "snr": "SNR",
+    "cosine": "cosine",
+    "noise_scale": "noise scale",
+    "group_size": "group size",
+}
+
+#: How numbers are written in the report
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "variance": "{:.3g}".format,
+    "snr": "{:.3g}".format,
+    "cosine": "{:.3f}".format,
+    "noise_scale": "{:.1f}".format,
+}
+
 
 def collect(model: REINFORCE, n_episodes: int) -> None:
     """
@@ -241,6 +262,21 @@ def copy_of(model: REINFORCE, **changes: Any) -> REINFORCE:
     return REINFORCE.load(file, env=model.get_env(), device=model.device, **changes)
 
 
+def table_lines(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """
+    Write a table of the report.
+
+    :param table: Rows, as :func:`measure` gives them
+    :param columns: Columns to write
+    :return: Lines of Markdown
+    """
+    lines = [f"| {' | '.join(TITLES[key] for key in columns)} |", "|---" * len(columns) + "|"]
+    for row in table.to_dict("records"):
+        cells = ["" if pd.isna(row[key]) else FORMATS.get(key, str)(row[key]) for key in columns]
+        lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
+    return lines
+
+
 def report(table: pd.DataFrame, title: str) -> str:
     """
     Write the report.
@@ -249,18 +285,7 @@ def report(table: pd.DataFrame, title: str) -> str:
     :param title: First lines
     :return: The report, in Markdown
     """
-    lines = [title, "", "| returns | baseline | episodes | batches | variance | SNR | cosine | noise scale |"]
-    lines.append("|---" * 8 + "|")
-    formats: dict[str, Callable[[Any], str]] = {
-        "variance": "{:.3g}".format,
-        "snr": "{:.3g}".format,
-        "cosine": "{:.3f}".format,
-        "noise_scale": "{:.1f}".format,
-    }
-    for row in table.to_dict("records"):
-        cells = ["" if pd.isna(row[key]) else formats.get(key, str)(row[key]) for key in COLUMNS]
-        lines.append(" ".join(f"| {' | '.join(cells)} |".split()))
-    lines.append("")
+    lines = [title, "", *table_lines(table, COLUMNS), ""]
     unbiased = table[(table["returns"] != "mean_reward_to_go") & (table["baseline"] != "mean") & np.isfinite(table["snr"])]
     for n_episodes, group in unbiased.groupby("n_episodes"):
         best = group.iloc[group["snr"].argmax()]

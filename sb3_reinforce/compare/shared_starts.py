@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sb3_reinforce.compare.gradients import Estimator, collect, copy_of, measure
+from sb3_reinforce.compare.gradients import Estimator, collect, copy_of, measure, table_lines
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.returns import RETURNS, episode_starts
 
@@ -14,6 +14,8 @@ N_STARTS, N_PER_START = 32, 8
 
 #: The baselines whose other episodes are those of the group
 OF_GROUPS: tuple[Estimator, ...] = (("reward_to_go", "timestep"), ("episode", "leave_one_out"))
+
+COLUMNS = ("returns", "baseline", "n_episodes", "group_size", "n_batches", "variance", "snr")
 
 #: Shares from which on groups help, and below which they cost: between them it depends
 WORTH_IT, NOT_WORTH_IT = 0.3, 0.1
@@ -91,13 +93,6 @@ def describe(share: float, table: pd.DataFrame, group_size: int) -> str:
         "",
         f"The start explains {share:.0%} of the variance of the returns ({measured}): {advice}.",
         "",
-        "| returns | baseline | episodes | group size | batches | variance | SNR |",
-        "|---" * 7 + "|",
+        *table_lines(table, COLUMNS),
     ]
-    for row in table.to_dict("records"):
-        snr = "" if pd.isna(row["snr"]) else f" {row['snr']:.3g}"
-        lines.append(
-            f"| {row['returns']} | {row['baseline']} | {row['n_episodes']} | {row['group_size']} | {row['n_batches']} "
-            f"| {row['variance']:.3g} |{snr} |"
-        )
     return "\n".join(lines) + "\n"

@@ -9,12 +9,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_reinforce.checks import check_number, closest
-from sb3_reinforce.vec_env.records import EpisodeRecords
+from sb3_reinforce.vec_env.records import EpisodeRecords, RecordedVecEnv
 
 Settings: TypeAlias = dict[str, Any]
 
@@ -57,7 +55,7 @@ def ignore_lowered_precision() -> Iterator[None]:
         yield
 
 
-class EnvPoolVecEnv(VecEnv):
+class EnvPoolVecEnv(RecordedVecEnv):
     """
     Environments of EnvPool, which run in C++ on several threads: https://envpool.readthedocs.io
 
@@ -314,17 +312,3 @@ class EnvPoolVecEnv(VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         raise NotImplementedError(f"EnvPool's environments have no methods, {method_name!r} cannot be called")
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """
-        Tell whether the environments have a wrapper.
-
-        :param wrapper_class: Wrapper to look for
-        :param indices: Indices of environments
-        :return: ``True`` for ``Monitor``, whose records are in the infos
-        """
-        return [wrapper_class is Monitor for _ in self._indices(indices)]
-
-    def _indices(self, indices: VecEnvIndices) -> list[int]:
-        """Resolve indices of environments; an ``IndexError`` if there is no such environment."""
-        return [range(self.num_envs)[i] for i in self._get_indices(indices)]

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_reinforce.vec_env.records import EpisodeRecords
+from sb3_reinforce.vec_env.records import EpisodeRecords, RecordedVecEnv
 
 
 def to_numpy(values: Any) -> Any:
@@ -64,7 +61,7 @@ def split_infos(infos: dict[str, Any], n_envs: int) -> list[dict[str, Any]]:
     return found
 
 
-class GymnasiumVecEnv(VecEnv):
+class GymnasiumVecEnv(RecordedVecEnv):
     """
     A vectorized environment of Gymnasium's interface that any algorithm of SB3 can learn in: ``PPO("MlpPolicy",
     GymnasiumVecEnv(gymnasium.make_vec("CartPole-v1", 8, vectorization_mode="async")))``.
@@ -129,8 +126,8 @@ class GymnasiumVecEnv(VecEnv):
         obs, terminated, truncated = to_numpy(obs), to_numpy(terminated), to_numpy(truncated)
         rewards = to_numpy(rewards)
         dones = terminated | truncated
-        last_obs, last_infos = arrays.pop("final_obs", None), arrays.pop("final_info", None)
-        infos = split_infos({key: arrays[key] for key in arrays if key not in ("_final_obs", "_final_info")}, self.num_envs)
+        last_obs, last_infos, *_ = (arrays.pop(key, None) for key in ("final_obs", "final_info", "_final_obs", "_final_info"))
+        infos = split_infos(arrays, self.num_envs)
         self._records.add(rewards)
         finished = np.flatnonzero(dones).tolist()
         if len(finished):
@@ -140,8 +137,9 @@ class GymnasiumVecEnv(VecEnv):
                 ended = split_infos(last_infos or {}, self.num_envs)
                 if last_obs is None:
                     raise ValueError(f"{self.env} has ended an episode without the last observation in its infos, 'final_obs'")
-                are_rows = isinstance(last_obs, dict)  # Of a batch, and not one dict for each environment
-                last = [at(to_numpy(last_obs), i) if are_rows else to_numpy(last_obs[i]) for i in finished]
+                # Of a batch, or an array that holds what each environment gives
+                rows = to_numpy(last_obs) if isinstance(last_obs, dict) else None
+                last = [to_numpy(last_obs[i]) if rows is None else at(rows, i) for i in finished]
             else:
                 ended, last = infos, [at(obs, env_idx) for env_idx in finished]
                 obs, first_infos = self.env.reset(options={"reset_mask": dones})
@@ -178,7 +176,7 @@ class GymnasiumVecEnv(VecEnv):
             values: Any = [self.env.render_mode] * self.num_envs
         else:
             values = self._members.get_attr(attr_name) if self._has_members else [getattr(self.env, attr_name)] * self.num_envs
-        return [values[i] for i in self._get_indices(indices)]
+        return [values[i] for i in self._indices(indices)]
 
     def has_attr(self, attr_name: str) -> bool:
         """
@@ -219,18 +217,8 @@ class GymnasiumVecEnv(VecEnv):
         return list(self._members.call(method_name, *method_args, **method_kwargs))
 
     def _check_all(self, indices: VecEnvIndices) -> None:
-        if not self._has_members or sorted(self._get_indices(indices)) != list(range(self.num_envs)):
+        if not self._has_members or sorted(self._indices(indices)) != list(range(self.num_envs)):
             raise NotImplementedError(
                 "Attributes can be set, and methods called, in all environments of a SyncVectorEnv or AsyncVectorEnv at once, "
                 f"not in {indices} of {self.env}"
             )
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """
-        Tell whether the environments have a wrapper.
-
-        :param wrapper_class: Wrapper to look for
-        :param indices: Indices of environments
-        :return: ``True`` for ``Monitor``, whose records are in the infos
-        """
-        return [wrapper_class is Monitor for _ in self._get_indices(indices)]

@@ -4,7 +4,10 @@ import time
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.monitor import ResultsWriter
+from gymnasium import Wrapper
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 
 class EpisodeRecords:
@@ -62,3 +65,21 @@ class EpisodeRecords:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+class RecordedVecEnv(VecEnv):
+    """The base of vectorized environments that keep :class:`EpisodeRecords`, as environments with a ``Monitor`` do."""
+
+    def env_is_wrapped(self, wrapper_class: type[Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """
+        Tell whether the environments have a wrapper.
+
+        :param wrapper_class: Wrapper to look for
+        :param indices: Indices of environments
+        :return: ``True`` for ``Monitor``, whose records are in the infos
+        """
+        return [wrapper_class is Monitor for _ in self._indices(indices)]
+
+    def _indices(self, indices: VecEnvIndices) -> list[int]:
+        """Resolve indices of environments; an ``IndexError`` if there is no such environment."""
+        return [range(self.num_envs)[i] for i in self._get_indices(indices)]
