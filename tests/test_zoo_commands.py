@@ -230,7 +230,7 @@ def schedules(agent):
 @pytest.mark.slow
 def test_hyperparams_and_subprocesses(tmp_path):
     (tmp_path / "processes.py").write_text(PROCESSES)
-    hyperparams = ["n_envs:2", "n_episodes:3", "baseline:value", "policy_kwargs:dict(net_arch=[8])"]
+    hyperparams = ["n_envs:2", "n_episodes:3", "baseline:timestep", "group_size:3", "policy_kwargs:dict(net_arch=[8])"]
     hyperparams += ["learning_rate:'lin_0.02'", "target_kl:lin_0.1", "value_learning_rate:lin_1e-3"]
     hyperparams += ["env_wrapper:processes.Processes", "policy:'sb3_reinforce.MlpPolicy'"]
     options = ["--vec-env", "subproc", "--uuid", "--seed", "1", "--log-interval", "2", "--device", "cpu", "--num-threads", "1"]
@@ -257,7 +257,7 @@ def test_hyperparams_and_subprocesses(tmp_path):
     }
     constant = dict.fromkeys(("learning_rate", "lr_schedule", "target_kl", "value_learning_rate"), 0.1)
     model = REINFORCE.load(agent, custom_objects=constant)
-    assert (model.n_envs, model.n_episodes, model.baseline) == (2, 3, "value")
+    assert (model.n_envs, model.group_size, model.baseline) == (2, 3, "timestep")
     assert model.policy.mlp_extractor.latent_dim_pi == 8
 
 

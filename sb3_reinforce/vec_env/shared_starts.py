@@ -64,7 +64,7 @@ def share_starts(env: VecEnv) -> None:
         raise ValueError(
             f"Episodes that share a start need resets with seeds, and those of {type(base).__name__} are out of reach: take a "
             "DummyVecEnv, or a SubprocVecEnv of wrapped environments: make_vec_env(..., wrapper_class=SharedStarts) with "
-            "sb3_reinforce.vec_env.shared_starts.SharedStarts, or env_wrapper: with this name in RL Zoo's files"
+            "sb3_reinforce.vec_env.shared_starts.SharedStarts"
         )
 
 

@@ -19,6 +19,7 @@ from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.resume import TrainingStateCallback
 from sb3_reinforce.resume.archive import lock
 from sb3_reinforce.vec_env.envpool import EnvPoolVecEnv
+from sb3_reinforce.vec_env.shared_starts import SharedStarts
 from sb3_reinforce.zoo import upstream
 from sb3_reinforce.zoo.entries import check_entry, check_reinforce, convert_schedules
 from sb3_reinforce.zoo.hyperparams import FOLDER, find_file, read_hyperparams
@@ -28,11 +29,12 @@ from sb3_reinforce.zoo.resume import cut_monitor_files, saved_hyperparams
 
 class ExperimentManager(exp_manager.ExperimentManager):
     """
-    RL Zoo's experiment manager, with five differences.
+    RL Zoo's experiment manager, with six differences.
 
     * The hyperparameters that come with this package are found.
     * Hyperparameters are checked before an environment is created.
     * Agents can be trained on EnvPool's environments.
+    * Environments of any kind can be told their starts, for ``group_size``.
     * ``--save-freq`` saves the training state of REINFORCE, from which ``--resume`` goes on.
     * Under ``torchrun``, several processes share one run.
 
@@ -137,6 +139,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
             if preprocessed[1] is not None:
                 raise ValueError("env_wrapper wraps Gymnasium's environments: it cannot be used with --vec-env envpool")
             self._make_envpool([None])  # Checks the arguments
+        elif self.algo == "reinforce" and preprocessed[0].get("group_size", 1) > 1:
+            # Those of a SubprocVecEnv are out of reach once they are made
+            kwargs, env_wrapper, *others = preprocessed
+            return kwargs, lambda env: SharedStarts(env_wrapper(env) if env_wrapper else env), *others
         return preprocessed
 
     def objective(self, trial: optuna.Trial) -> float:
