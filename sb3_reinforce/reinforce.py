@@ -65,7 +65,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes), ``"greedy"`` (return of an
         episode of the likeliest actions with the same start, whose steps are not learned from) or ``"value"`` (a learned
         critic). See :mod:`sb3_reinforce.baselines`.
-    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``
+    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. With ``target_kl``, the step is then as
+        much shorter as the advantages are smaller than they have been so far (their standard deviation over its root mean
+        square since ``learn`` began)
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula; ``"step"``: mean
         over all steps, as in A2C
     :param discount_states: Whether ``w_t`` is ``gamma^t``, the exact gradient of the discounted objective (Nota & Thomas,
@@ -213,6 +215,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         self.cg_damping = cg_damping
         # Learned, and saved with the model
         self._value_rms = RunningMeanStd()
+        self._advantage_rms = RunningMeanStd(epsilon=0)
 
         if _init_setup_model:
             self._setup_model()
@@ -245,7 +248,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     def critic(self) -> Critic:
         """The critic of the policy. A policy that was put in the place of another one gets a new optimizer and statistics."""
         if self._critic is not None and self._critic.policy is not self.policy:
-            self._value_rms, self._kl_learning_rate_factor, self._critic = RunningMeanStd(), 1.0, None
+            self._value_rms, self._advantage_rms = RunningMeanStd(), RunningMeanStd(epsilon=0)
+            self._kl_learning_rate_factor, self._critic = 1.0, None
         if self._critic is None:
             learning_rate = to_schedule(self.value_learning_rate)(1)
             self._critic = Critic(self.policy, self._value_rms, learning_rate, self.normalize_value)
@@ -301,7 +305,12 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
             # Step
             policy.set_training_mode(False)
-            metrics |= self._step(gradient, chunks)
+            advantage_rms = self._advantage_rms.copy()
+            advantage_rms.update_from_moments(0.0, metrics["advantage_std"] ** 2, buffer.total_steps)
+            if self.normalize_advantage and advantage_rms.var > 0:
+                metrics["advantage_ratio"] = metrics["advantage_std"] / math.sqrt(advantage_rms.var)
+            metrics |= self._step(gradient, chunks, min(1.0, metrics.get("advantage_ratio", 1.0)))
+            self._advantage_rms = advantage_rms
 
         if rank() == 0:  # All processes have the same numbers
             self._watch.look(metrics, buffer.total_steps, not isinstance(self.action_space, spaces.Box))
@@ -348,12 +357,13 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         )
         return metrics
 
-    def _step(self, gradient: PolicyGradient, chunks: Chunks) -> dict[str, float]:
+    def _step(self, gradient: PolicyGradient, chunks: Chunks, ratio: float) -> dict[str, float]:
         """
         Step along the gradient, no further than ``target_kl`` allows.
 
         :param gradient: Gradient of the loss
         :param chunks: The batch in parts
+        :param ratio: How much shorter the step is than ``target_kl`` allows
         :return: Numbers to log: mean KL divergence from the policy before to the policy after the step, in nats; the
             learning rate of the optimizer, or the length of the step along the natural gradient; whether a step was made
         """
@@ -361,8 +371,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         progress = self._current_progress_remaining
         target_kl = None if self.target_kl is None else evaluate("target_kl", self.target_kl, progress)
         length = self.lr_schedule(progress)
-        if target_kl is not None and not self.natural_gradient:  # Whose step has its own length each time
-            length *= self._kl_learning_rate_factor
+        if target_kl is not None:
+            length *= ratio * self._kl_learning_rate_factor
         name = "step_length" if self.natural_gradient else "learning_rate"
         if gradient.is_zero:  # The momentum of older gradients is not to move a solved policy
             return {name: length, "approx_kl": 0.0}
@@ -371,7 +381,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 product = fisher_vector_product(policy, gradient.parameters, chunks, total_steps, self.cg_damping)
                 direction, curvature = natural_gradient(gradient.gradient, product, self.cg_max_steps)
                 if target_kl is not None and curvature > 0:
-                    length = math.sqrt(2 * target_kl / curvature)
+                    length = ratio * math.sqrt(2 * target_kl / curvature)
                 step.move(direction, length)
             else:
                 step.optimize(gradient.gradient, length)
@@ -381,8 +391,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
                 except NotImplementedError:  # Nothing but the log asks for it
                     return {name: length, "approx_kl": math.nan}
             approx_kl, share = step.backtrack(2 * target_kl)
-        if not self.natural_gradient:
-            self._kl_learning_rate_factor = adapt_learning_rate(self._kl_learning_rate_factor, approx_kl, target_kl, share)
+        if not self.natural_gradient:  # The divergence grows with the square of the step
+            factor, aim = self._kl_learning_rate_factor, target_kl * ratio**2
+            self._kl_learning_rate_factor = adapt_learning_rate(factor, approx_kl, aim, share)
         return {name: length, "approx_kl": approx_kl, "is_line_search_success": float(share > 0)}
 
     def learn(
@@ -394,6 +405,6 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfREINFORCE:
-        if reset_num_timesteps and not self.is_resuming:  # The schedules start again too
-            self._kl_learning_rate_factor = 1.0
+        if reset_num_timesteps and not self.is_resuming:  # The schedules start again too, and the rewards can be others
+            self._kl_learning_rate_factor, self._advantage_rms = 1.0, RunningMeanStd(epsilon=0)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

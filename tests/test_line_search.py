@@ -6,8 +6,9 @@ from gymnasium import spaces
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.line_search import PolicyStep, adapt_learning_rate
-from tests.envs import SpacesEnv
-from tests.helpers import PLAIN, assert_same, state_of
+from tests.envs import CountEnv, SpacesEnv
+from tests.helpers import PLAIN, assert_same, logged, state_of
+from tests.helpers import make_model as make_any_model
 
 
 def make_model(**kwargs):
@@ -82,3 +83,52 @@ def test_learning_rate_follows_the_target():
 def test_baseline_that_does_not_go_with_the_return(returns, baseline):
     with pytest.warns(UserWarning, match=f"baseline={baseline!r} estimates the reward-to-go, not returns={returns!r}"):
         make_model(returns=returns, baseline=baseline)
+
+
+class Scaled(CountEnv):
+    """Whose rewards are multiplied by a number that can be changed."""
+
+    scale = 1.0
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, self.scale * reward, *rest
+
+
+def learn_scaled(scales, **kwargs):
+    """Make a batch for each scale of the rewards, and return the logs of all."""
+    env = Scaled()
+    kwargs = {"normalize_advantage": True, "target_kl": 1e-3, "n_episodes": 50, "baseline": "leave_one_out", **kwargs}
+    model = make_any_model(env, **kwargs)
+    logs = []
+    for i, env.scale in enumerate(scales):
+        model.learn(1, reset_num_timesteps=i == 0)
+        logs.append(logged(model))
+    return model, logs
+
+
+@pytest.mark.parametrize("natural_gradient", [True, False])
+def test_smaller_advantages_make_a_shorter_step(natural_gradient):
+    scales = [1.0] * 12 + [0.01, 1.0, 10.0]
+    _, logs = learn_scaled(scales, natural_gradient=natural_gradient)
+    variances = np.square([log["train/advantage_std"] for log in logs])
+    # All batches have as many steps
+    expected = np.sqrt(variances / (np.cumsum(variances) / np.arange(1, len(scales) + 1)))
+    ratios = np.array([log["train/advantage_ratio"] for log in logs])
+    np.testing.assert_allclose(ratios, expected, rtol=1e-5)
+    assert ratios[12] < 0.02 and ratios[14] > 3
+    # The last of the usual ones, the small one, and the two after it. Adam's learning rate needs a few batches
+    kls = np.array([log["train/approx_kl"] for log in logs])[11:]
+    np.testing.assert_allclose(kls, 1e-3 * np.minimum(1, ratios[11:]) ** 2, rtol=0.15 if natural_gradient else 0.6)
+
+
+def test_advantages_that_are_not_normalized_leave_the_length_to_the_target():
+    _, logs = learn_scaled([1.0, 0.01], natural_gradient=True, normalize_advantage=False)
+    assert "train/advantage_ratio" not in logs[1]
+    assert logs[1]["train/approx_kl"] == pytest.approx(1e-3, rel=0.15)
+
+
+def test_learn_forgets_earlier_advantages():
+    model, _ = learn_scaled([1.0, 0.01])
+    model.learn(1)
+    assert logged(model)["train/advantage_ratio"] == pytest.approx(1)

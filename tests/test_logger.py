@@ -33,6 +33,7 @@ KEYS = {
     "train/return_mean",
     "train/return_std",
     "train/advantage_std",
+    "train/advantage_ratio",
     "train/entropy_loss",
     "train/policy_loss",
     "train/learning_rate",
