@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -306,7 +307,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             # Step
             policy.set_training_mode(False)
             advantage_rms = self._advantage_rms.copy()
-            advantage_rms.update_from_moments(0.0, metrics["advantage_std"] ** 2, buffer.total_steps)
+            advantage_rms.update_from_moments(np.zeros(()), np.square(metrics["advantage_std"]), buffer.total_steps)
             if self.normalize_advantage and advantage_rms.var > 0:
                 metrics["advantage_ratio"] = metrics["advantage_std"] / math.sqrt(advantage_rms.var)
             metrics |= self._step(gradient, chunks, min(1.0, metrics.get("advantage_ratio", 1.0)))

@@ -128,22 +128,21 @@ class ExperimentManager(exp_manager.ExperimentManager):
         if isinstance(hyperparams.get("normalize"), dict):  # RL Zoo takes the arguments from a text only
             hyperparams["normalize"] = repr(hyperparams["normalize"])
         try:
-            preprocessed = super()._preprocess_hyperparams(hyperparams)
+            kwargs, env_wrapper, callbacks, vec_env_wrapper = super()._preprocess_hyperparams(hyperparams)
         except (AttributeError, ImportError, NameError, SyntaxError) as error:
             raise ValueError(f"A hyperparameter of {env_id} cannot be evaluated: {error}") from error
         if self._eval_env_kwargs_args is None:  # RL Zoo leaves out those of the entry
             self.eval_env_kwargs = self.env_kwargs
         if self.algo == "reinforce":
-            check_reinforce(preprocessed[0])
+            check_reinforce(kwargs)
         if self.on_envpool:
-            if preprocessed[1] is not None:
+            if env_wrapper is not None:
                 raise ValueError("env_wrapper wraps Gymnasium's environments: it cannot be used with --vec-env envpool")
             self._make_envpool([None])  # Checks the arguments
-        elif self.algo == "reinforce" and preprocessed[0].get("group_size", 1) > 1:
+        if self.algo == "reinforce" and kwargs.get("group_size", 1) > 1 and not self.on_envpool:
             # Those of a SubprocVecEnv are out of reach once they are made
-            kwargs, env_wrapper, *others = preprocessed
-            return kwargs, lambda env: SharedStarts(env_wrapper(env) if env_wrapper else env), *others
-        return preprocessed
+            return kwargs, lambda env: SharedStarts(env_wrapper(env) if env_wrapper else env), callbacks, vec_env_wrapper
+        return kwargs, env_wrapper, callbacks, vec_env_wrapper
 
     def objective(self, trial: optuna.Trial) -> float:
         """
