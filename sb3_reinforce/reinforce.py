@@ -66,9 +66,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes), ``"greedy"`` (return of an
         episode of the likeliest actions with the same start, whose steps are not learned from) or ``"value"`` (a learned
         critic). See :mod:`sb3_reinforce.baselines`.
-    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. With ``target_kl``, the step is then as
-        much shorter as the advantages are smaller than they have been so far (their standard deviation over its root mean
-        square since ``learn`` began)
+    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. With ``target_kl`` and
+        the learned baseline, the step is then as much shorter as the advantages are smaller than they have been so far (their
+        standard deviation over its root mean square since ``learn`` began)
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula; ``"step"``: mean
         over all steps, as in A2C
     :param discount_states: Whether ``w_t`` is ``gamma^t``, the exact gradient of the discounted objective (Nota & Thomas,
@@ -308,7 +308,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             policy.set_training_mode(False)
             advantage_rms = self._advantage_rms.copy()
             advantage_rms.update_from_moments(np.zeros(()), np.square(metrics["advantage_std"]), buffer.total_steps)
-            if self.normalize_advantage and advantage_rms.var > 0:
+            if critic is not None and self.normalize_advantage and advantage_rms.var > 0:
                 metrics["advantage_ratio"] = metrics["advantage_std"] / math.sqrt(advantage_rms.var)
             metrics |= self._step(gradient, chunks, min(1.0, metrics.get("advantage_ratio", 1.0)))
             self._advantage_rms = advantage_rms

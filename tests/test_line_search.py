@@ -96,36 +96,45 @@ class Scaled(CountEnv):
 
 
 def learn_scaled(scales, **kwargs):
-    """Make a batch for each scale of the rewards, and return the logs of all."""
+    """Make a batch for each scale of the rewards, and return the logs of all, with the factor of Adam's learning rate."""
     env = Scaled()
-    kwargs = {"normalize_advantage": True, "target_kl": 1e-3, "n_episodes": 50, "baseline": "leave_one_out", **kwargs}
-    model = make_any_model(env, **kwargs)
+    kwargs = {"normalize_advantage": True, "target_kl": 1e-4, "n_episodes": 50, "cg_damping": 1e-3, **kwargs}
+    model = make_any_model(env, **{"baseline": "value", **kwargs})
     logs = []
     for i, env.scale in enumerate(scales):
+        factor = model._kl_learning_rate_factor
         model.learn(1, reset_num_timesteps=i == 0)
-        logs.append(logged(model))
+        logs.append({**logged(model), "factor": factor})
     return model, logs
 
 
 @pytest.mark.parametrize("natural_gradient", [True, False])
 def test_smaller_advantages_make_a_shorter_step(natural_gradient):
-    scales = [1.0] * 12 + [0.01, 1.0, 10.0]
-    _, logs = learn_scaled(scales, natural_gradient=natural_gradient)
-    variances = np.square([log["train/advantage_std"] for log in logs])
+    scales = [1.0] * 5 + [0.1, 1.0, 10.0]
+    model, logs = learn_scaled(scales, natural_gradient=natural_gradient)
+    column = {name: np.array([log.get(name, np.nan) for log in logs]) for name in logs[0]}
+    variances = column["train/advantage_std"] ** 2
     # All batches have as many steps
     expected = np.sqrt(variances / (np.cumsum(variances) / np.arange(1, len(scales) + 1)))
-    ratios = np.array([log["train/advantage_ratio"] for log in logs])
+    ratios = column["train/advantage_ratio"]
     np.testing.assert_allclose(ratios, expected, rtol=1e-5)
-    assert ratios[12] < 0.02 and ratios[14] > 3
-    # The last of the usual ones, the small one, and the two after it. Adam's learning rate needs a few batches
-    kls = np.array([log["train/approx_kl"] for log in logs])[11:]
-    np.testing.assert_allclose(kls, 1e-3 * np.minimum(1, ratios[11:]) ** 2, rtol=0.15 if natural_gradient else 0.6)
+    assert ratios[5] < 0.5 and ratios[7] > 2
+    shares = np.minimum(1, ratios)
+    if natural_gradient:
+        np.testing.assert_allclose(column["train/approx_kl"], 1e-4 * shares**2, rtol=0.15, atol=1e-7)
+    else:
+        rates = model.learning_rate * column["factor"] * shares
+        np.testing.assert_allclose(column["train/learning_rate"], rates, rtol=1e-5)
+        # The factor itself does not follow a single small batch further than it follows any
+        assert 0.5 <= model._kl_learning_rate_factor / logs[-1]["factor"] <= 1.5
 
 
-def test_advantages_that_are_not_normalized_leave_the_length_to_the_target():
-    _, logs = learn_scaled([1.0, 0.01], natural_gradient=True, normalize_advantage=False)
+@pytest.mark.parametrize("kwargs", [dict(normalize_advantage=False), dict(baseline="leave_one_out")])
+def test_where_the_target_alone_is_the_length(kwargs):
+    """Advantages that are not normalized, or differences between real returns."""
+    _, logs = learn_scaled([1.0, 0.01], natural_gradient=True, **kwargs)
     assert "train/advantage_ratio" not in logs[1]
-    assert logs[1]["train/approx_kl"] == pytest.approx(1e-3, rel=0.15)
+    assert logs[1]["train/approx_kl"] == pytest.approx(1e-4, rel=0.15)
 
 
 def test_learn_forgets_earlier_advantages():
