@@ -22,7 +22,7 @@ from sb3_reinforce.critic import Critic
 from sb3_reinforce.gradient import PolicyGradient, policy_gradient
 from sb3_reinforce.line_search import PolicyStep, adapt_learning_rate
 from sb3_reinforce.natural_gradient import fisher_vector_product, natural_gradient
-from sb3_reinforce.parallel.processes import rank
+from sb3_reinforce.parallel.processes import all_max, rank
 from sb3_reinforce.policies import ReinforceCnnPolicy, ReinforceMultiInputPolicy, ReinforcePolicy
 from sb3_reinforce.recurrent import ReinforceCnnLstmPolicy, ReinforceLstmPolicy, ReinforceMultiInputLstmPolicy
 from sb3_reinforce.rollout import EpisodicOnPolicyAlgorithm
@@ -66,9 +66,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes), ``"greedy"`` (return of an
         episode of the likeliest actions with the same start, whose steps are not learned from) or ``"value"`` (a learned
         critic). See :mod:`sb3_reinforce.baselines`.
-    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. With ``target_kl`` and
-        the learned baseline, the step is then as much shorter as the advantages are smaller than they have been so far (their
-        standard deviation over its root mean square since ``learn`` began)
+    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. With ``target_kl``, the
+        step is then as much shorter as the advantages are smaller than they have been so far, if time limits have cut off all
+        episodes of the batch and the critic says what would have come: little but its errors may tell them apart
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula; ``"step"``: mean
         over all steps, as in A2C
     :param discount_states: Whether ``w_t`` is ``gamma^t``, the exact gradient of the discounted objective (Nota & Thomas,
@@ -308,10 +308,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             policy.set_training_mode(False)
             advantage_rms = self._advantage_rms.copy()
             advantage_rms.update_from_moments(np.zeros(()), np.square(metrics["advantage_std"]), buffer.total_steps)
-            if critic is not None and self.normalize_advantage and advantage_rms.var > 0:
-                metrics["advantage_ratio"] = metrics["advantage_std"] / math.sqrt(advantage_rms.var)
-            metrics |= self._step(gradient, chunks, min(1.0, metrics.get("advantage_ratio", 1.0)))
-            self._advantage_rms = advantage_rms
+            ratio = metrics["advantage_std"] / (math.sqrt(advantage_rms.var) or 1.0)
+            metrics |= self._step(gradient, chunks, min(1.0, ratio) if self._is_all_opinion() else 1.0)
+            metrics["advantage_ratio"], self._advantage_rms = ratio, advantage_rms
 
         if rank() == 0:  # All processes have the same numbers
             self._watch.look(metrics, buffer.total_steps, not isinstance(self.action_space, spaces.Box))
@@ -357,6 +356,16 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             targets=estimate.targets,
         )
         return metrics
+
+    def _is_all_opinion(self) -> bool:
+        """
+        Find whether no episode of the batch has ended, so that all normalized advantages rest on what the critic says. All
+        processes that share a batch have to call this.
+
+        :return: Whether it is so
+        """
+        have_ended = all_max(any(not episode.truncated for episode in self.rollout_buffer.episodes))
+        return self.normalize_advantage and self.bootstraps and not have_ended
 
     def _step(self, gradient: PolicyGradient, chunks: Chunks, ratio: float) -> dict[str, float]:
         """

@@ -95,11 +95,11 @@ class Scaled(CountEnv):
         return obs, self.scale * reward, *rest
 
 
-def learn_scaled(scales, **kwargs):
+def learn_scaled(scales, truncate=True, **kwargs):
     """Make a batch for each scale of the rewards, and return the logs of all, with the factor of Adam's learning rate."""
-    env = Scaled()
+    env = Scaled(truncate=truncate)
     kwargs = {"normalize_advantage": True, "target_kl": 1e-4, "n_episodes": 50, "cg_damping": 1e-3, **kwargs}
-    model = make_any_model(env, **{"baseline": "value", **kwargs})
+    model = make_any_model(env, **{"baseline": "value", "time_limit": "bootstrap", **kwargs})
     logs = []
     for i, env.scale in enumerate(scales):
         factor = model._kl_learning_rate_factor
@@ -129,12 +129,11 @@ def test_smaller_advantages_make_a_shorter_step(natural_gradient):
         assert 0.5 <= model._kl_learning_rate_factor / logs[-1]["factor"] <= 1.5
 
 
-@pytest.mark.parametrize("kwargs", [dict(normalize_advantage=False), dict(baseline="leave_one_out")])
+@pytest.mark.parametrize("kwargs", [dict(normalize_advantage=False), dict(time_limit="terminal"), dict(truncate=False)])
 def test_where_the_target_alone_is_the_length(kwargs):
     """Advantages that are not normalized, or differences between real returns."""
     _, logs = learn_scaled([1.0, 0.01], natural_gradient=True, **kwargs)
-    assert "train/advantage_ratio" not in logs[1]
-    assert logs[1]["train/approx_kl"] == pytest.approx(1e-4, rel=0.15)
+    assert logs[1]["train/approx_kl"] == pytest.approx(1e-4, rel=0.3)
 
 
 def test_learn_forgets_earlier_advantages():
