@@ -191,7 +191,7 @@ def report(runs: list[dict[int, dict[str, float]]], replaced: dict[str, float]) 
     measured = "\n".join(
         f"| {n} | {each['steps_per_second']:,.0f} | "
         f"{np.median(ratios[n]):.2f} ({min(ratios[n]):.2f} to {max(ratios[n]):.2f}) | "
-        f"{each['messages']:.1f} | {each['bytes']:,.0f} | {1e3 * each['transfer_seconds']:.2f} | "
+        f"{each['messages']:.0f} | {each['bytes']:,.0f} | {1e3 * each['transfer_seconds']:.2f} | "
         f"{1e3 * transfer_seconds(each['messages'], 0, n, latency, BANDWIDTH):.2f} |"
         for n, each in figures.items()
     )
@@ -202,7 +202,8 @@ def report(runs: list[dict[int, dict[str, float]]], replaced: dict[str, float]) 
             seconds = transfer_seconds(two["messages"], two["bytes"], n, milliseconds / 1e3, BANDWIDTH)
             share = work / (work + seconds)
             episodes = 9 * seconds / work * N_EPISODES
-            rows.append(f"| {milliseconds} ms | {n} | {seconds:.2f} | {share:.0%} | {n * share:.1f} | {episodes:,.0f} |")
+            percent = f"{share:.0%}" if share >= 0.01 else "< 1%"
+            rows.append(f"| {milliseconds} ms | {n} | {seconds:.2f} | {percent} | {n * share:.1f} | {episodes:,.0f} |")
     packages = ", ".join(" ".join(package) for package in versions().items())
     return f"""# Data-parallel training
 
@@ -215,7 +216,7 @@ not counted, seed 0, one PyTorch thread per process, all on one machine with {os
 {len(runs)} repetitions, in turns, and the range of the ratios. *Transfer* is the time of the messages of an update for whoever
 comes last to each; *model* is what that of two processes lets one expect.
 
-| processes | steps/s | of one | messages per update | bytes per update | transfer, ms | model, ms |
+| processes | steps/s | times one process | messages per update | bytes per update | transfer, ms | model, ms |
 |---|---|---|---|---|---|---|
 {measured}
 
@@ -224,7 +225,7 @@ Four processes share two cores, so that a message also waits for a core.
 ## Where it stops
 
 gloo sums along a ring: 2 (P - 1) steps per message, each of which takes the latency of the network and sends one P-th of it.
-With {two["messages"]:.1f} messages and {two["bytes"]:,.0f} bytes per update, 1 Gbit/s, and {work:.2f} s of work per update in
+With {two["messages"]:.0f} messages and {two["bytes"]:,.0f} bytes per update, 1 Gbit/s, and {work:.2f} s of work per update in
 each process ({N_EPISODES} episodes):
 
 | latency | processes | transfer, s per update | of its time a process works | speed-up | episodes per process for 90 % |

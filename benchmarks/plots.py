@@ -56,7 +56,7 @@ def plot_growth(growth: dict[str, dict[int, float]], path: Path) -> None:
     for axes, (name, values) in zip(all_axes, growth.items(), strict=True):
         axes.plot(list(values), list(values.values()), "o-", color=COLOR)
         axes.set(xscale="log", xlabel=name.strip(":").capitalize(), ylabel="Microseconds per step")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(values.values()))
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)

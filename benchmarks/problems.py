@@ -48,6 +48,9 @@ REINFORCE: dict[str, dict[str, Any]] = {
 
 TASKS: dict[str, Any] = {"salesman": salesman, "job_shop": job_shop}
 
+#: Headings of the report
+TITLES = {"salesman": "Tours (salesman)", "job_shop": "Schedules (job_shop)"}
+
 
 def score(task: str, choose: Any) -> float:
     """
@@ -125,7 +128,7 @@ def report(runs: pd.DataFrame, command: str, seconds: float) -> str:
     for task, of_task in references().items():
         unit: Callable[[float], str] = (lambda x: f"{x:.3f}") if task == "salesman" else (lambda x: f"{x:.2f}")
         best = of_task.get("shortest tour")
-        lines += ["", f"## {task}", "", "| | mean [95 %] | each seed | steps, median |", "|---|---|---|---|"]
+        lines += ["", f"## {TITLES[task]}", "", "| | mean [95 %] | each seed | steps, median |", "|---|---|---|---|"]
         for name, rows in runs[runs["task"] == task].groupby("contender", sort=False):
             scores = rows.sort_values("seed")["score"].to_numpy()
             low, high = mean_interval(scores)
@@ -149,10 +152,8 @@ def report(runs: pd.DataFrame, command: str, seconds: float) -> str:
             )
             lines += ["", f"The problem ft06 (optimum {job_shop.FT06_OPTIMUM}), makespan of each seed:", ""]
             lines += [f"* {name}: {values}" for name, values in found.items()]
-            rules = ", ".join(
-                f"{job_shop.makespans(job_shop.by_rule(rule), jobs=job_shop.FT06)[0]}" for rule in job_shop.RULES.values()
-            )
-            lines.append(f"* the rules, in the order of the table: {rules}")
+            for name, rule in job_shop.RULES.items():
+                lines.append(f"* {name}: {job_shop.makespans(job_shop.by_rule(rule), jobs=job_shop.FT06)[0]}")
     lines += ["", ", ".join(f"{package} {number}" for package, number in versions().items()) + "."]
     return "\n".join(lines) + "\n"
 

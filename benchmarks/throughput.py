@@ -209,6 +209,7 @@ def report(results: dict) -> str:
     """
     lines = [f"# Throughput on {ENV}", "", "```", results["command"], "```", ""]
     lines += [", ".join(f"{name} {number}" for name, number in results["versions"].items()), ""]
+    lines += [f"REINFORCE: {results['setting']}.", ""]
     lines += [f"Environment steps per second, median of {results['n_rounds']} rounds (lowest to highest):", ""]
     lines += ["| contender, environments | short episodes | balancing |", "|---|---|---|"]
     speeds = results["speeds"]
@@ -221,7 +222,12 @@ def report(results: dict) -> str:
     lines += ["", "| microseconds per step | |", "|---|---|"]
     for kind, values in results["growth"].items():
         lines += [f"| {kind} {number} | {value:.1f} |" for number, value in values.items()]
-    lines += ["", "Memory of a batch: " + ", ".join(f"{name} {value:,.1f}" for name, value in results["memory"].items())]
+    batch = results["memory"]
+    lines += [
+        "",
+        f"A batch of {batch['steps']:,} steps takes {batch['batch_mb']:.0f} MB, at the peak "
+        f"{batch['peak_above_idle_mb']:.1f} MB above the idle process.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -264,6 +270,7 @@ def main() -> None:
     weights_path.unlink()
     results = {
         "command": "OMP_NUM_THREADS=1 python -m benchmarks.throughput",
+        "setting": "the default",
         "n_rounds": args.rounds,
         "versions": versions((*PACKAGES, "envpool")),
         "speeds": speeds,

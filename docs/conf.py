@@ -27,6 +27,8 @@ nb_output_stderr = "remove"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
+# Pages of the source are made for the modules that are documented themselves
+viewcode_follow_imported_members = False
 
 # Look
 html_theme = "furo"

@@ -168,7 +168,9 @@ def test_report_leaves_cells_blank(finished):
     # One in each environment
     assert len([line for line in report.splitlines() if line.startswith("| random | 2 | | | |")]) == 2
     assert "Seeds: 3 5 (n = 2)" in report and "rliable, 2,000 resamples" in report
-    assert "sb3-reinforce compare --out" in report and "torch" in report
+    assert "sb3-reinforce compare \\\n  --out" in report and "torch" in report
+    command = report.split("```")[1]
+    assert shlex.split(command.replace("\\\n", " ")) == shlex.split(read_json(finished / "comparison.json")["command"])
 
 
 def test_finished_runs_are_not_run_again(finished, kept, done, no_pictures):

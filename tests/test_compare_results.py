@@ -1,5 +1,6 @@
 """The statistics of a comparison against closed forms, against rliable, and against simulation."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.job import Recorder, TimedEvalCallback, counted_envs
 from sb3_reinforce.compare.plots import COLORS, plot_curves, styles
 from sb3_reinforce.compare.references import evaluate_reference
-from sb3_reinforce.compare.report import caution, interval, number, report
+from sb3_reinforce.compare.report import caution, command_lines, interval, number, report
 from sb3_reinforce.compare.results import (
     NEVER,
     REPS,
@@ -204,6 +205,16 @@ def test_few_seeds_get_a_caution(of_seeds, few_resamples):
     assert "one run shows nothing" in caution(of_seeds(1)[1])[0]
 
 
+def test_commands_are_broken_into_lines():
+    command = "sb3-reinforce compare --env A B -n 9 --thresholds -3.5 -1 --algos 'a b --c' " + " ".join(["ppo"] * 30)
+    lines = command_lines(command)
+    assert lines[:4] == ["sb3-reinforce compare \\", "  --env A B \\", "  -n 9 \\", "  --thresholds -3.5 -1 \\"]
+    assert lines[4].startswith("  --algos 'a b --c' ppo") and lines[5].startswith("    ppo ")
+    assert max(map(len, lines)) <= 102
+    assert shlex.split("\n".join(lines).replace("\\\n", " ")) == shlex.split(command)
+    assert command_lines("python") == ["python"] and command_lines("") == []
+
+
 def test_cells():
     assert number(None) == number(np.nan) == "" and number(1234.56, 1) == "1,234.6"
     assert interval({"value": None, "interval": None, "n": 0}, never="never") == ""
@@ -255,6 +266,25 @@ def test_curves_are_means_with_intervals(monkeypatch, tmp_path):
     (band,) = axes.collections
     assert {tuple(point) for point in band.get_paths()[0].vertices} == {(10, 0), (10, 4), (20, 2)}
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a"]
+
+
+def test_panels_can_be_read(monkeypatch, tmp_path):
+    """At most three are in a row, and the label of a threshold does not lie on the frame."""
+    figures = []
+    monkeypatch.setattr("sb3_reinforce.compare.plots.save", lambda figure, *_: figures.append(figure))
+    envs = [f"E{number}" for number in range(8)]
+    points = pd.DataFrame([(10, 0.0), (20, 1.0)], columns=["x", "return"]).assign(seed=0, contender="a")
+    curves = pd.concat([points.assign(env=env_id, axis="num_timesteps") for env_id in envs])
+    thresholds = dict(zip(envs, (10.0, 1.0, 0.9, 0.1, 0.0, -10.0, 0.5, None), strict=True))
+    plot_curves(curves, {"envs": envs, "thresholds": thresholds, "contenders": {"a": {"algo": "ppo"}}}, tmp_path)
+    figure = figures[0]
+    assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (3, 3)
+    assert [bool(axes.get_ylabel()) for axes in figure.axes[:8]] == [True, False, False] * 2 + [True, False]
+    figure.draw_without_rendering()
+    for axes in figure.axes[:7]:
+        (label,) = axes.texts
+        frame, box = axes.get_window_extent(), label.get_window_extent()
+        assert frame.y0 < box.y0 and box.y1 < frame.y1
 
 
 def test_references():

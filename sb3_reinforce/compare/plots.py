@@ -93,10 +93,10 @@ def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
     :param height: Height of a panel, in inches
     :return: The figure and its panels
     """
-    # As few empty panels as can be
-    n_columns = len(envs) if len(envs) <= 3 else 2 if len(envs) == 4 else min((3, 4), key=lambda n: -len(envs) % n)
+    # More than three in a row cannot be read on a page
+    n_columns = 2 if len(envs) == 4 else min(len(envs), 3)
     n_rows = -(-len(envs) // n_columns)
-    width = 8.0 if n_columns == 1 else 5.0 * n_columns
+    width = 8.0 if n_columns == 1 else 4.0 * n_columns
     # Not by pyplot, which would choose a backend for the whole program
     figure = Figure(figsize=(width, height * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
@@ -107,6 +107,35 @@ def make_panels(envs: list[str], height: float) -> tuple[Figure, list[Axes]]:
         axes.set_title(env_id)
         axes.grid(alpha=0.3)
     return figure, panels[: len(envs)]
+
+
+def is_first_of_row(axes: Axes) -> bool:
+    """
+    Tell which panels have the labels of their row.
+
+    :param axes: A panel
+    :return: Whether it is the first of its row
+    """
+    return axes.get_subplotspec().is_first_col()  # type: ignore[union-attr]
+
+
+def label_threshold(axes: Axes, threshold: float) -> None:
+    """
+    Draw a threshold. Its label is on the side of the line that has more room, so that it does not lie on the frame.
+
+    :param axes: A panel that has its curves
+    :param threshold: Return that the runs are to reach
+    """
+    axes.axhline(threshold, color="0.3", linewidth=0.8, linestyle=":")
+    place, is_high = axes.get_yaxis_transform(), threshold > sum(axes.get_ylim()) / 2
+    axes.annotate(
+        f"solved: {threshold:g}",
+        (0.01, threshold),
+        xycoords=place,
+        xytext=(0, -2 if is_high else 2),
+        textcoords="offset points",
+        va="top" if is_high else "bottom",
+    )
 
 
 def add_legend(figure: Figure, panels: list[Axes]) -> None:
@@ -135,7 +164,7 @@ def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path, 
     """
     style = styles(comparison["contenders"])
     for axis, (name, label) in AXES.items():
-        figure, panels = make_panels(comparison["envs"], 4.5)
+        figure, panels = make_panels(comparison["envs"], 4.5 if len(comparison["envs"]) == 1 else 3.6)
         for axes, env_id in zip(panels, comparison["envs"], strict=True):
             of_axis = curves[(curves["env"] == env_id) & (curves["axis"] == axis)]
             for contender, curve in of_axis.groupby("contender", sort=False):
@@ -152,10 +181,10 @@ def plot_curves(curves: pd.DataFrame, comparison: dict[str, Any], folder: Path, 
                     axes.fill_between(x, *resampled.confidence_interval, color=color, alpha=0.2, linewidth=0)
             threshold = comparison["thresholds"][env_id]
             if threshold is not None:
-                axes.axhline(threshold, color="0.3", linewidth=0.8, linestyle=":")
-                place = axes.get_yaxis_transform()
-                axes.text(0.01, threshold, f"solved: {threshold:g}", transform=place, va="bottom", fontsize="small")
-            axes.set(xlabel=label, ylabel="Return (mean of 20 training episodes)")
+                label_threshold(axes, threshold)
+            axes.set_xlabel(label)
+            if is_first_of_row(axes):
+                axes.set_ylabel("Return (mean of 20 training episodes)")
             if axis == "num_timesteps":
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             else:
@@ -193,9 +222,11 @@ def plot_scores(
                 low, high = iqm["interval"] or (iqm["value"], iqm["value"])
                 axes.plot([low, high], [y, y], color=color, linewidth=3, alpha=0.6)
                 axes.plot(iqm["value"], y, marker, color=color, markerfacecolor=face, markersize=7)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names if is_first_of_row(axes) else [""] * len(names))
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlabel("Final score: deterministic (filled), stochastic (open)\nIQM with 95 % interval; bars: single runs")
+    figure.supxlabel(
+        "Final score: deterministic (filled), stochastic (open)\nIQM with 95 % interval; bars: single runs", fontsize="medium"
+    )
     save(figure, folder / "scores", svg)
 
 

@@ -1,6 +1,8 @@
 """The report of a comparison, made of nothing but the files in its folder."""
 
 import math
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,16 @@ from sb3_reinforce.compare.results import REPS, STATES, WINDOW, make_curves, rea
 
 #: With fewer runs of each contender, a report says what they cannot show
 MIN_RUNS = 5
+
+#: Columns of a command in a report, after which it goes on in the next line
+WIDTH = 100
+
+#: What each picture shows, for those who cannot see it
+ALT_TEXTS = {
+    "scores": "Final scores of every run",
+    "curves_steps": "Learning curves over environment steps",
+    "curves_seconds": "Learning curves over seconds of training",
+}
 
 
 def number(value: float | None, digits: int = 0) -> str:
@@ -41,6 +53,26 @@ def interval(found: dict[str, Any] | None, digits: int = 0, never: str = "") -> 
         return ""
     texts = [number(value, digits) or never for value in (found["value"], *(found["interval"] or ()))]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else texts[0]
+
+
+def command_lines(command: str) -> list[str]:
+    """
+    Break a command into lines: one for each option, more where an option has many values. A shell reads them as one line.
+
+    :param command: The command, in one line
+    :return: Its lines
+    """
+    lines: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if lines and re.match("-+[a-z]", word, re.IGNORECASE):
+            lines.append(f"  {word}")
+        elif lines and len(lines[-1]) + 1 + len(word) > WIDTH:
+            lines.append(f"    {word}")
+        elif lines:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
@@ -203,7 +235,7 @@ def report(comparison: dict[str, Any], runs: pd.DataFrame, found: dict[str, Any]
     """
     lines = ["# Comparison", ""]
     if comparison["command"]:
-        lines += ["```", comparison["command"], "```", ""]
+        lines += ["```", *command_lines(comparison["command"]), "```", ""]
     if versions:
         lines += ["; ".join(", ".join(f"{name} {text}" for name, text in used.items()) for used in versions) + ".", ""]
     lines += runs_section(runs)
@@ -223,7 +255,7 @@ def report(comparison: dict[str, Any], runs: pd.DataFrame, found: dict[str, Any]
     for env_id in comparison["envs"]:
         lines += environment_section(env_id, runs[runs["env"] == env_id], found[env_id], comparison["thresholds"][env_id])
     pictures = ["scores", *(name for name, _ in AXES.values())]
-    lines += ["## Pictures", ""] + [f"![{name}]({name}.png)\n" for name in pictures]
+    lines += ["## Pictures", ""] + [f"![{ALT_TEXTS[name]}]({name}.png)\n" for name in pictures]
     return "\n".join(lines).rstrip() + "\n"
 
 
