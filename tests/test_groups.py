@@ -57,6 +57,12 @@ class Unseeded(Lottery):
         return super().reset()
 
 
+class NotFinite(Lottery):
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return np.full_like(obs, np.nan), info
+
+
 def learn(env, **kwargs):
     """Return the model after two updates in groups."""
     model = make_model(env, **{"n_episodes": 12, "group_size": 3, "learning_rate": 0.0, **kwargs})
@@ -293,6 +299,11 @@ def test_arguments_that_do_not_go_together(settings, message):
         make_model(n_episodes=12, **settings)
 
 
+def test_options_that_are_no_dictionary():
+    with pytest.raises(ValueError, match=r"group_options\(0\)=3 must be a dictionary"):
+        learn(Lottery(), group_options=lambda seed: 3)
+
+
 def test_a_baseline_that_knows_no_groups():
     with pytest.warns(UserWarning, match="group_size=2 has no use for baseline='value'"):
         make_model(baseline="value", group_size=2)
@@ -302,6 +313,7 @@ def test_a_baseline_that_knows_no_groups():
     "env, message",
     [
         (lambda: DummyVecEnv([Unseeded]), "Two resets with the same seed have given different observations"),
+        (lambda: DummyVecEnv([NotFinite]), "The observation of environment 0 at step 0 of the rollout is not finite"),
         (lambda: DummyVecEnv([lambda: EpisodicLifeEnv(Lives())]), "make_atari_env.*terminal_on_life_loss=False"),
         (lambda: SubprocVecEnv([lambda: Monitor(Lottery())]), "those of SubprocVecEnv are out of reach: take a DummyVecEnv"),
     ],

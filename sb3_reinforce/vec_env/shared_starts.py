@@ -6,9 +6,12 @@ from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.utils.env_checker import data_equivalence
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from sb3_reinforce.checks import check_finite
 
 #: Seed and options of a reset
 Start = tuple[int, dict[str, Any] | None]
@@ -75,12 +78,16 @@ def check_starts(env: VecEnv, options: Callable[[int], dict[str, Any]] | None = 
 
     :param env: A vectorized environment, which has to be reset afterwards
     :param options: Function that gives the options of a reset for its seed
-    :raises ValueError: If two starts with one seed differ
+    :raises ValueError: If two starts with one seed differ, are not finite, or the options are no dictionary
     """
     arguments: dict[str, Any] = {"seed": 0} | ({"options": options(0)} if options else {})
+    if not isinstance(arguments.get("options", {}), dict):
+        raise ValueError(f"group_options(0)={arguments['options']!r} must be a dictionary")
     indices = (0, 0, env.num_envs - 1)
     # Copies, as some environments return the same array each time
     first, *others = [deepcopy(env.env_method("reset", indices=index, **arguments)[0][0]) for index in indices]
+    parts = first if isinstance(first, dict) else {"": first}
+    check_finite("observation", {name: np.asarray(part)[None] for name, part in parts.items()}, 0)
     if not all(data_equivalence(first, other, exact=True) for other in others):
         raise ValueError(
             "Two resets with the same seed have given different observations, so that no two episodes can share a start: "
