@@ -157,7 +157,7 @@ def resolve(contender: Contender, env_id: str, n_timesteps: int, vec_env: str = 
             None, contender.algo, env_id, "", n_timesteps=n_timesteps, vec_env_type=vec_env, verbose=0, **kwargs
         )
 
-    with redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()) as printed:
         manager = make_manager(config=conf_file, hyperparams=overrides)
         if entry is not None:
             entries = read_entries(contender.algo, conf_file)
@@ -166,6 +166,8 @@ def resolve(contender: Contender, env_id: str, n_timesteps: int, vec_env: str = 
         else:
             hyperparams, _ = manager.read_hyperparameters()
         try_out(make_manager(), deepcopy(hyperparams), contender.name)
+    if "Using 'default' hyperparameters" in printed.getvalue():
+        print(f"{contender.name} has no entry for {env_id}: 'default' is used")
     if n_timesteps > 0:
         hyperparams["n_timesteps"] = n_timesteps
     return hyperparams

@@ -55,9 +55,10 @@ def describe_contenders(envs: Sequence[str], algos: Sequence[str], n_timesteps: 
         described[contender.name] = {"algo": contender.algo, "hyperparams": hyperparams}
     for env_id in envs:
         entries = [settings["hyperparams"][env_id] for settings in described.values()]
-        budgets = {entry["n_timesteps"] for entry in entries}
-        if len(budgets) > 1:
-            raise ValueError(f"{env_id}: the entries have different numbers of steps {sorted(budgets)}, choose one with -n")
+        budgets = {name: settings["hyperparams"][env_id]["n_timesteps"] for name, settings in described.items()}
+        if len({*budgets.values()}) > 1:
+            steps = ", ".join(f"{name} {budget:,.0f}" for name, budget in budgets.items())
+            raise ValueError(f"{env_id}: the entries have different numbers of steps ({steps}), choose one with -n")
         env_kwargs = [entry.get("env_kwargs") or {} for entry in entries]
         if any(kwargs != env_kwargs[0] for kwargs in env_kwargs):
             raise ValueError(

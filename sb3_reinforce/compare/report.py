@@ -37,7 +37,8 @@ def number(value: float | None, digits: int = 0) -> str:
     :param digits: Digits after the point
     :return: The number for a reader, blank if there is none
     """
-    return "" if value is None or pd.isna(value) else f"{value:,.{digits}f}"
+    # There is no negative zero
+    return "" if value is None or pd.isna(value) else f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
 def interval(found: dict[str, Any] | None, digits: int = 0, never: str = "") -> str:
@@ -140,10 +141,28 @@ def improvement_section(found: dict[str, Any]) -> list[str]:
     """
     rows = []
     for name, entry in found.items():
-        if "probability_of_improvement" in entry:
+        # A single run would win with certainty
+        if "probability_of_improvement" in entry and entry["done"] > 1:
             probabilities = entry["probability_of_improvement"]
             rows.append([name, *(interval(probabilities[kind], 2) for kind in KINDS)])
-    return table([f"P({next(iter(found))} scores more than ...)", *KINDS], rows)
+    return table([f"P({next(iter(found))} scores more than ...)", *KINDS], rows) if rows else []
+
+
+def overview(found: dict[str, Any]) -> list[str]:
+    """
+    Write the final scores of all contenders on all environments.
+
+    :param found: Statistics of a comparison
+    :return: Lines of Markdown, none for a single environment
+    """
+    if len(found) == 1:
+        return []
+    names = list(dict.fromkeys(name for of_env in found.values() for name in of_env))
+    rows = []
+    for env_id, of_env in found.items():
+        means = [of_env[name][KINDS[-1] if name == "random" else KINDS[0]]["mean"] for name in names]
+        rows.append([env_id, *(number(mean["value"], 1) if mean["n"] else "" for mean in means)])
+    return ["## Overview", "", "Mean final score, deterministic (of random: stochastic):", "", *table(["", *names], rows)]
 
 
 def seeds_section(runs: pd.DataFrame, value: Callable[[Any], str]) -> list[str]:
@@ -251,7 +270,7 @@ def report(comparison: dict[str, Any], runs: pd.DataFrame, found: dict[str, Any]
         "those of training, without evaluation. random, zero_action: policies that learn nothing.",
         "",
     ]
-    lines += caution(found)
+    lines += caution(found) + overview(found)
     for env_id in comparison["envs"]:
         lines += environment_section(env_id, runs[runs["env"] == env_id], found[env_id], comparison["thresholds"][env_id])
     pictures = ["scores", *(name for name, _ in AXES.values())]

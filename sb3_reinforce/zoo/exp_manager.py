@@ -118,6 +118,10 @@ class ExperimentManager(exp_manager.ExperimentManager):
                 f"--conf-file {self.config} must be a .yml file, or a .py file or module with a dictionary "
                 f"'hyperparams', of one dictionary per environment ({error!r})"
             ) from error
+        except ValueError as error:  # RL Zoo's word for it names no remedy
+            if "Hyperparameters not found" not in str(error):
+                raise
+            raise ValueError(f"{self.config} has neither an entry for {self.env_name.gym_id} nor a 'default'") from error
 
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]
