@@ -28,6 +28,7 @@ from sb3_reinforce.compare.archive import pack, read_archive, read_episodes
 from sb3_reinforce.compare.cli import COMMANDS
 from sb3_reinforce.compare.contenders import parse_contender
 from sb3_reinforce.compare.files import make_jobs, read_json, write_json
+from sb3_reinforce.compare.plan import describe_contenders
 from sb3_reinforce.compare.progress import Progress
 from tests import compare_envs
 from tests.zoo_command import ENVIRON, files, succeed
@@ -357,7 +358,13 @@ def test_bad_input(tmp_path, arguments, message):
 def test_budgets_of_the_entries(tmp_path):
     algos = ("--algos", "a=reinforce:n_timesteps:100", "b=reinforce:n_timesteps:200")
     status, errors = call(tmp_path / "out", *algos, "--seeds", 1, "--env", "CartPole-v1")
-    assert status == 1 and "different numbers of steps (" in errors and "choose one with -n" in errors
+    assert status == 1 and "different numbers of steps (a 100, b 200), choose one with -n" in errors
+
+
+def test_default_settings_are_named(tmp_path, capsys):
+    """An algorithm that RL Zoo has no entry for is compared with the defaults of its constructor, and not in silence."""
+    describe_contenders(["InvertedPendulum-v5"], ["reinforce", "a2c", "named=ppo:entry:default"], 100, "dummy")
+    assert capsys.readouterr().out.splitlines() == ["a2c has no entry for InvertedPendulum-v5: 'default' is used"]
 
 
 def test_unreachable_cluster(tmp_path, monkeypatch):

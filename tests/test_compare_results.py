@@ -15,10 +15,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_reinforce import REINFORCE
+from sb3_reinforce.compare.files import KINDS
 from sb3_reinforce.compare.job import Recorder, TimedEvalCallback, counted_envs
 from sb3_reinforce.compare.plots import COLORS, plot_curves, styles
 from sb3_reinforce.compare.references import evaluate_reference
-from sb3_reinforce.compare.report import caution, command_lines, interval, number, report
+from sb3_reinforce.compare.report import command_lines, interval, number, overview, report
 from sb3_reinforce.compare.results import (
     NEVER,
     REPS,
@@ -202,7 +203,18 @@ def test_few_seeds_get_a_caution(of_seeds, few_resamples):
     assert "**Caution:** 2 runs are few." in text and "2 of the second in one case of 6: P would be 1.00 [1.00, 1.00]." in text
     runs, found = of_seeds(5)
     assert "Caution" not in report({**settings, "seeds": [*range(5)]}, runs, found, [])
-    assert "one run shows nothing" in caution(of_seeds(1)[1])[0]
+    runs, found = of_seeds(1)
+    text = report({**settings, "seeds": [0]}, runs, found, [])
+    assert "one run shows nothing" in text and "scores more than" not in text
+
+
+def test_several_environments_begin_with_one_table(of_seeds, few_resamples):
+    _, found = of_seeds(5)
+    assert overview(found) == []
+    reference = {"random": {kind: {"mean": {"value": 1.5, "n": 5}} for kind in KINDS}}
+    reference["random"]["deterministic"]["mean"] = {"value": None, "n": 0}
+    lines = overview({"E": found["E"] | reference, "F": found["E"] | reference})
+    assert lines[4:8] == ["| | a | b | random |", "|---|---|---|---|", "| E | 12.0 | 2.0 | 1.5 |", "| F | 12.0 | 2.0 | 1.5 |"]
 
 
 def test_commands_are_broken_into_lines():
@@ -216,7 +228,7 @@ def test_commands_are_broken_into_lines():
 
 
 def test_cells():
-    assert number(None) == number(np.nan) == "" and number(1234.56, 1) == "1,234.6"
+    assert number(None) == number(np.nan) == "" and number(1234.56, 1) == "1,234.6" and number(-0.03, 1) == "0.0"
     assert interval({"value": None, "interval": None, "n": 0}, never="never") == ""
     assert interval({"value": 5.0, "interval": [4.0, None], "n": 2}, never="never") == "5 [4, never]"
     assert interval({"value": 5.0, "interval": None, "n": 1}) == "5"

@@ -494,6 +494,7 @@ BAD_TRAIN = [
     ((*AGENT, "--vec-env", "pool"), 2, ["'pool'", "'envpool'"]),
     ((*AGENT, "--gym-packages", "my_envs"), 2, ["no module 'my_envs'"]),
     ((*AGENT, "--conf-file", "gama.yml"), 1, ["'gama'", "'gamma'"]),
+    ((*AGENT, "--conf-file", "other.yml"), 1, ["other.yml has neither an entry for", "nor a 'default'"]),
     ((*AGENT, "-params", "returns:'foo'"), 1, ["returns='foo'", "'reward_to_go'"]),
     ((*AGENT, "-params", "returns:foo"), 1, ["returns='foo'", "'reward_to_go'"]),
     ((*AGENT, "-params", "returns"), 2, ["'returns' must be KEY:VALUE"]),
@@ -538,6 +539,7 @@ def test_bad_input(tmp_path, arguments, status, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "runs" / RUN).mkdir(parents=True)
     (tmp_path / "gama.yml").write_text(yaml.dump({ENV_ID: {"n_timesteps": 40, "policy": "MlpPolicy", "gama": 0.9}}))
+    (tmp_path / "other.yml").write_text(yaml.dump({"Other-v0": {"n_timesteps": 40, "policy": "MlpPolicy"}}))
     actual, _, errors = call(tmp_path, *arguments)
     *usage, line = errors.splitlines()
     assert not usage or usage[0].startswith(f"usage: sb3-reinforce {arguments[0]}"), errors
