@@ -66,9 +66,9 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes), ``"greedy"`` (return of an
         episode of the likeliest actions with the same start, whose steps are not learned from) or ``"value"`` (a learned
         critic). See :mod:`sb3_reinforce.baselines`.
-    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. With ``target_kl``, the
-        step is then as much shorter as the advantages are smaller than they have been so far, if time limits have cut off all
-        episodes of the batch and the critic says what would have come: little but its errors may tell them apart
+    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. If time limits have cut off all episodes
+        of a batch and the critic says what would have come, then ``target_kl`` gives a step that is as much shorter as the
+        advantages are smaller than they have been so far: little but the critic's errors may tell the episodes apart
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula; ``"step"``: mean
         over all steps, as in A2C
     :param discount_states: Whether ``w_t`` is ``gamma^t``, the exact gradient of the discounted objective (Nota & Thomas,
@@ -309,7 +309,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
             advantage_rms = self._advantage_rms.copy()
             advantage_rms.update_from_moments(np.zeros(()), np.square(metrics["advantage_std"]), buffer.total_steps)
             ratio = metrics["advantage_std"] / (math.sqrt(advantage_rms.var) or 1.0)
-            metrics |= self._step(gradient, chunks, min(1.0, ratio) if self._is_all_opinion() else 1.0)
+            metrics |= self._step(gradient, chunks, min(1.0, ratio) if self._rests_on_critic() else 1.0)
             metrics["advantage_ratio"], self._advantage_rms = ratio, advantage_rms
 
         if rank() == 0:  # All processes have the same numbers
@@ -357,10 +357,10 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         )
         return metrics
 
-    def _is_all_opinion(self) -> bool:
+    def _rests_on_critic(self) -> bool:
         """
-        Find whether no episode of the batch has ended, so that all normalized advantages rest on what the critic says. All
-        processes that share a batch have to call this.
+        Find whether time limits have cut off all episodes of the batch, so that all normalized advantages rest on what the
+        critic says would have come. All processes that share a batch have to call this.
 
         :return: Whether it is so
         """
