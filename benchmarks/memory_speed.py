@@ -111,7 +111,8 @@ def report(speeds: dict[str, list[float]]) -> str:
     :return: The report, in Markdown
     """
     rounds = len(next(iter(speeds.values())))
-    lines = ["# Speed with memory and masks", "", "```", "OMP_NUM_THREADS=1 python -m benchmarks.memory_speed", "```", ""]
+    command = f"OMP_NUM_THREADS=1 python -m benchmarks.memory_speed --rounds {rounds}"
+    lines = ["# Speed with memory and masks", "", "```", command, "```", ""]
     lines += [", ".join(f"{name} {number}" for name, number in versions().items()) + ".", ""]
     lines += [f"Environment steps per second of training, median of {rounds} rounds (lowest to highest):", ""]
     lines += ["| task: contender, environments | steps per second |", "|---|---|"]
