@@ -54,12 +54,12 @@ def describe_contenders(envs: Sequence[str], algos: Sequence[str], n_timesteps: 
         hyperparams = {env_id: resolve(contender, env_id, n_timesteps, vec_env) for env_id in envs}
         described[contender.name] = {"algo": contender.algo, "hyperparams": hyperparams}
     for env_id in envs:
-        entries = [settings["hyperparams"][env_id] for settings in described.values()]
-        budgets = {name: settings["hyperparams"][env_id]["n_timesteps"] for name, settings in described.items()}
+        entries = {name: settings["hyperparams"][env_id] for name, settings in described.items()}
+        budgets = {name: entry["n_timesteps"] for name, entry in entries.items()}
         if len({*budgets.values()}) > 1:
             steps = ", ".join(f"{name} {budget:,.0f}" for name, budget in budgets.items())
             raise ValueError(f"{env_id}: the entries have different numbers of steps ({steps}), choose one with -n")
-        env_kwargs = [entry.get("env_kwargs") or {} for entry in entries]
+        env_kwargs = [entry.get("env_kwargs") or {} for entry in entries.values()]
         if any(kwargs != env_kwargs[0] for kwargs in env_kwargs):
             raise ValueError(
                 f"{env_id}: the contenders have different env_kwargs {env_kwargs}: their scores would not compare"
