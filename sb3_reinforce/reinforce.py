@@ -50,9 +50,10 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         ``target_kl``, it is where the learning rate starts.
     :param n_episodes: Number of complete episodes per update, over all environments (of all processes): environment ``i`` of
         ``n_envs`` gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
-    :param target_steps: Collect more than ``n_episodes`` if so many steps take more episodes as long as those of the last
-        update: the same number from each environment. The number is known before the first episode begins, which keeps the
-        estimate unbiased. ``None``: 512 if ``n_episodes`` is not given, otherwise 0.
+    :param target_steps: Collect more than ``n_episodes`` if so many steps take more episodes: the same number from each
+        environment. It goes by the mean lengths of the episodes of the last two updates, by the longer one, and is known
+        before the first episode begins, which keeps the estimate unbiased. ``None``: 512 if ``n_episodes`` is not given,
+        otherwise 0.
     :param max_episode_steps: Give up with an error on an episode that is longer than this: the environment has no time limit
         and does not end
     :param gamma: Discount factor

@@ -1,7 +1,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
 
     :param n_episodes: Number of episodes per rollout, over all environments (of all processes). ``None``: 8, or one per
         environment if there are more
-    :param target_steps: Collect more episodes if so many steps take more, going by the last rollout. ``None``: 512 without
-        ``n_episodes``, otherwise 0
+    :param target_steps: Collect more episodes if so many steps take more, going by the longer mean of the last two rollouts.
+        ``None``: 512 without ``n_episodes``, otherwise 0
     :param max_episode_steps: Give up on an episode that is longer than this (it would never end)
     :param time_limit: ``"discard"`` leaves out the episodes that a time limit cut off
     :param use_masking: Whether to go by the action masks of the environment, if it offers them
@@ -59,8 +59,8 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
     #: Number of time steps at the start of the rollout
     _rollout_start = 0
 
-    #: Mean length of the episodes of the last rollout, in steps. Saved with the model
-    _mean_episode_length = math.inf
+    #: Mean lengths of the episodes of the last two rollouts, in steps. Saved with the model
+    _mean_episode_lengths: Sequence[float] = ()
 
     #: Marks the starts of episodes at which the environments were left
     _starts: list[Any] | None = None
@@ -215,7 +215,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         n_episodes = self.n_episodes or math.ceil(max(DEFAULT_N_EPISODES, total_envs) / self.group_size) * self.group_size
         steps = (0 if self.n_episodes else DEFAULT_TARGET_STEPS) if self.target_steps is None else self.target_steps
         # Known before the rollout, which keeps the estimate unbiased
-        wanted = math.ceil(steps / self._mean_episode_length - 1e-9)
+        wanted = math.ceil(steps / max(self._mean_episode_lengths, default=math.inf) - 1e-9)
         if wanted > n_episodes:
             unit = math.lcm(total_envs, self.group_size)
             n_episodes = math.ceil(wanted / unit) * unit
@@ -418,7 +418,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.logger.record("rollout/episodes", counts.episodes - groups.n_greedy)
         self.logger.record("rollout/steps", counts.steps)
         self.logger.record("rollout/surplus_steps", self.num_timesteps - self._rollout_start - counts.steps)
-        self._mean_episode_length = counts.steps / counts.episodes
+        self._mean_episode_lengths = [*self._mean_episode_lengths[-1:], counts.steps / counts.episodes]
         rollout_buffer.finish(discard_truncated=self.time_limit == "discard")
         if read_masks is not None and (masks := rollout_buffer.action_masks) is not None:
             read_masks.layout.check_actions(rollout_buffer.actions, masks)

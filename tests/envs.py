@@ -158,6 +158,8 @@ class MaskEnv(gym.Env):
 
     def step(self, action):
         assert is_valid(action, self.mask, self.action_space), "An invalid action"
+        if isinstance(self.action_space, spaces.Discrete):
+            hash(action)  # Taxi looks it up: it must be a number, not an array
         self.time += 1
         obs, info = self._next()
         is_over = self.time == self.length

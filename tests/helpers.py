@@ -335,7 +335,7 @@ def hidden_state(model):
     """Return the learned numbers that no public attribute shows."""
     value_rms = model._value_rms
     of_critic = float(value_rms.mean), float(value_rms.var), value_rms.count
-    return model._kl_learning_rate_factor, model._mean_episode_length, float(model._advantage_rms.var), *of_critic
+    return model._kl_learning_rate_factor, model._mean_episode_lengths, float(model._advantage_rms.var), *of_critic
 
 
 def state_of(model):

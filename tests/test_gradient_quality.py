@@ -11,9 +11,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_reinforce import REINFORCE
-from sb3_reinforce.compare.gradients import ESTIMATORS, batch_gradients, collect, fit_critic, gradients, measure, quality
+from sb3_reinforce.compare.gradients import gradients
 from sb3_reinforce.compare.gradients import make_model as gradient_model
 from sb3_reinforce.compare.plots import plot_gradients
+from sb3_reinforce.compare.quality import ESTIMATORS, batch_gradients, collect, fit_critic, measure, quality
 from tests.envs import CountEnv, SpacesEnv
 from tests.helpers import PLAIN, gradient_of
 from tests.test_dict_env import CELL, VECTOR

@@ -235,7 +235,7 @@ def plot_gradients(table: pd.DataFrame, folder: Path, title: str) -> None:
     Draw the signal-to-noise ratio of gradient estimates and the cosine between two of them against the number of episodes, one
     line per return and baseline, on a picture of the shape of a slide.
 
-    :param table: As :func:`~sb3_reinforce.compare.gradients.measure` gives it
+    :param table: As :func:`~sb3_reinforce.compare.quality.measure` gives it
     :param folder: Where to write the picture
     :param title: Its title
     """

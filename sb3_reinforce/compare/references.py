@@ -1,9 +1,13 @@
-"""Policies that learn nothing, to compare others with. Imports nothing heavy."""
+"""Policies that learn nothing, to compare others with."""
 
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_reinforce.masks import MaskedModel, MaskLayout
 
 #: Names of the policies, and the kind of evaluation that each has a score of
 REFERENCES = {"random": "stochastic", "zero_action": "deterministic"}
@@ -12,36 +16,43 @@ REFERENCES = {"random": "stochastic", "zero_action": "deterministic"}
 EVAL_SEED_OFFSET = 1_000_000
 
 
-def find_mask(env: gym.Env, observation: Any, info: dict[str, Any]) -> np.ndarray | None:
+class ReferenceModel:
     """
-    Read the action mask that an environment offers, in one of the ways of :mod:`sb3_reinforce.masks`.
+    A model that has learned nothing, for the evaluation of one environment.
 
-    :param env: Environment
-    :param observation: Its last observation
-    :param info: Its last info
-    :return: Whether each action is valid, shape ``(mask_size,)``, ``None`` if the environment offers no mask
+    :param name: ``"random"``, uniformly random actions, or ``"zero_action"``, the action of zeros. With action masks:
+        uniformly random valid actions, or the first valid one
+    :param action_space: Space of the actions, whose generator draws them
     """
-    if isinstance(env.observation_space, gym.spaces.Dict) and "action_mask" in env.observation_space.spaces:
-        return np.asarray(observation["action_mask"], dtype=bool)
-    if env.has_wrapper_attr("action_masks"):
-        return np.asarray(env.get_wrapper_attr("action_masks")(), dtype=bool)
-    return np.asarray(info["action_mask"], dtype=bool) if "action_mask" in info else None
 
+    def __init__(self, name: str, action_space: Any):
+        self.is_random, self.action_space = name == "random", action_space
 
-def masked_action(valid: np.ndarray, space: Any, is_random: bool) -> Any:
-    """
-    Choose a valid action.
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """
+        Choose an action, as models predict one.
 
-    :param valid: Whether each action is valid, shape ``(mask_size,)``
-    :param space: Action space
-    :param is_random: Whether to take any of them, drawn by the generator of the space, or else the first one
-    :return: The action
-    """
-    is_several = isinstance(space, gym.spaces.MultiDiscrete)
-    ends = np.cumsum(space.nvec)[:-1] if is_several else range(2, len(valid), 2)
-    parts = [valid] if isinstance(space, gym.spaces.Discrete) else np.split(valid, ends)
-    chosen = [space.np_random.choice(np.flatnonzero(part)) if is_random else part.argmax() for part in parts]
-    return np.array(chosen, dtype=space.dtype).reshape(space.shape)
+        :param observation: Not looked at
+        :param state: Handed back
+        :param episode_start: Not looked at
+        :param deterministic: Not looked at: each of the policies has one way to act
+        :param action_masks: Whether each action is valid, shape ``(1, mask_size)``, or ``None``
+        :return: Actions of shape ``(1, *action_space.shape)``, and ``state``
+        """
+        space = self.action_space
+        if action_masks is not None:
+            valid = np.split(action_masks[0], MaskLayout(space).starts[1:])
+            action: Any = [space.np_random.choice(np.flatnonzero(p)) if self.is_random else p.argmax() for p in valid]
+        else:
+            action = space.sample() if self.is_random else np.zeros(space.shape)
+        return np.array(action, dtype=space.dtype).reshape(1, *space.shape), state
 
 
 def evaluate_reference(
@@ -50,30 +61,17 @@ def evaluate_reference(
     """
     Evaluate a policy that learns nothing.
 
-    :param name: ``"random"``, uniformly random actions, or ``"zero_action"``, the action of zeros. With the action masks of
-        the environment: uniformly random valid actions, or the first valid one
+    :param name: One of :data:`REFERENCES`
     :param env_id: Id of an environment
     :param seed: Seed of the run that the reference stands beside
     :param n_episodes: Number of episodes
     :param env_kwargs: Arguments of the environment
     :return: Return of each episode
     """
-    env = gym.make(env_id, **(env_kwargs or {}))
-    space: Any = env.action_space
-    space.seed(EVAL_SEED_OFFSET + seed)
-    zero = np.zeros(space.shape, space.dtype)
-    returns = []
-    for episode in range(n_episodes):
-        observation, info = env.reset(seed=EVAL_SEED_OFFSET + seed if episode == 0 else None)
-        total, done = 0.0, False
-        while not done:
-            valid = find_mask(env, observation, info)
-            if valid is not None:
-                action = masked_action(valid, space, name == "random")
-            else:
-                action = space.sample() if name == "random" else zero
-            observation, reward, terminated, truncated, info = env.step(action)
-            total, done = total + float(reward), terminated or truncated
-        returns.append(total)
+    env = DummyVecEnv([lambda: gym.make(env_id, **(env_kwargs or {}))])
+    env.seed(EVAL_SEED_OFFSET + seed)
+    env.action_space.seed(EVAL_SEED_OFFSET + seed)
+    model: Any = MaskedModel(ReferenceModel(name, env.action_space), env)
+    returns, _ = evaluate_policy(model, env, n_episodes, return_episode_rewards=True, warn=False)
     env.close()
-    return returns
+    return list(returns)  # type: ignore[arg-type]

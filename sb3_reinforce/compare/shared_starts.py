@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sb3_reinforce.compare.gradients import Estimator, collect, copy_of, measure, table_lines
+from sb3_reinforce.compare.quality import Estimator, collect, copy_of, measure, table_lines
 from sb3_reinforce.reinforce import REINFORCE
 from sb3_reinforce.returns import RETURNS, episode_starts
 
@@ -61,7 +61,7 @@ def compare_groups(model: REINFORCE, n_episodes: int, batch_sizes: Sequence[int]
     :param n_episodes: Number of episodes, with and without
     :param batch_sizes: Numbers of episodes per estimate
     :param group_size: Number of episodes of a group
-    :return: The columns of :func:`~sb3_reinforce.compare.gradients.measure`, and ``group_size``
+    :return: The columns of :func:`~sb3_reinforce.compare.quality.measure`, and ``group_size``
     """
     sizes = [size for size in batch_sizes if size % group_size == 0]
     tables = []

@@ -62,12 +62,12 @@ def check_keys(
 
 def check_entry(algo: str, entry: dict[str, Any], where: str) -> None:
     """
-    Check the keys of an entry, and the number of environments.
+    Check the keys of an entry, and the numbers of time steps and environments.
 
     :param algo: Name of the algorithm
     :param entry: Its hyperparameters
     :param where: Where the entry is from, for the message
-    :raises ValueError: If a key is unknown or missing, or the number of environments cannot be
+    :raises ValueError: If a key is unknown or missing, or one of the numbers cannot be
     """
     arguments = inspect.signature(ALGOS[algo]).parameters.keys() - NOT_IN_AN_ENTRY
     hints = HINTS if algo == "reinforce" else {}
@@ -75,6 +75,7 @@ def check_entry(algo: str, entry: dict[str, Any], where: str) -> None:
     for key in ("policy", "n_timesteps"):
         if key not in entry:
             raise ValueError(f"{key!r} is missing from the hyperparameters of {where}")
+    check_number("n_timesteps", entry["n_timesteps"], 1)
     check_number("n_envs", entry.get("n_envs", 1), 1, integer=True)
 
 
