@@ -22,7 +22,8 @@ help:  ## Show this list
 $(PACKAGE): pyproject.toml constraints.txt
 	@test -n "$(BASE)" || { echo "None of $(PYTHON) is Python 3.11, 3.12 or 3.13, which constraints.txt is for:" \
 		"name one with PYTHON=, or install the package without it (Python 3.10: pip install -e .)"; exit 1; }
-	@echo "Installing into $(VENV): about 400 MB are downloaded, unless pip has them in its cache"
+	@echo "Installing into $(VENV): about 400 MB are downloaded, unless pip has them in its cache (some GB more on Linux," \
+		"if the package index serves PyTorch with CUDA: docs/guide/install.md)"
 	$(BASE) -m venv $(if $(wildcard $@),,--clear) $(VENV)
 	$(PIP_INSTALL) -e .
 	touch $@

@@ -1,8 +1,12 @@
-"""Every block of code in the README and on the pages of the documentation runs, with few steps."""
+"""
+Every block of Python and of Bash in the README and on the pages of the documentation runs, with few steps. Commands that need
+an address, a cluster, a display or a file of one's own are marked as text.
+"""
 
 import gc
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,19 +18,37 @@ from tests.zoo_command import call, succeed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAKEFILE = (ROOT / "Makefile").read_text()
 MAX_STEPS = 2000
 
 #: Arguments that take the place of those on the page
 FEW = {"train": ("-n", MAX_STEPS), "compare": ("-n", 200, "--seeds", 1), "gradients": ("-n", 64)}
 
 
+#: Commands of blocks that are not run: they install, or do not end
+NOT_RUN = {"export", "pip", "tensorboard"}
+
+
 def run_commands(example):
-    """Run the lines of a block that start ``sb3-reinforce``, with few steps."""
+    """Run the commands of a block, with few steps; those of ``torchrun`` in one process. Programs and targets are to exist."""
     for line in example.parsed.replace("\\\n", " ").splitlines():
-        if not line.startswith("sb3-reinforce"):
+        words = [word for word in shlex.split(line, comments=True) if not word.startswith("OMP_NUM_THREADS=")]
+        if not words:
             continue
-        _, command, *arguments = shlex.split(line, comments=True)
-        succeed(Path.cwd(), command, *arguments, *FEW.get(command, ()), runner=call)
+        name = Path(words[0]).name
+        if name == "torchrun" and "sb3_reinforce" in words:
+            name, words = "sb3-reinforce", words[words.index("sb3_reinforce") :]
+        if name == "sb3-reinforce":
+            _, command, *arguments = words
+            succeed(Path.cwd(), command, *arguments, *FEW.get(command, ()), runner=call)
+        elif name == "make":
+            assert f"\n{words[1]}:" in MAKEFILE, line
+        elif name == "python":
+            assert words[1] == "-m" and find_spec(words[2]), line
+        elif name == "torchrun":
+            assert words[-1] == "script.py", line  # The block of Python before
+        else:
+            assert name in NOT_RUN, line
 
 
 SYBIL = Sybil([PythonCodeBlockParser(), CodeBlockParser("bash", run_commands)], encoding="utf-8")
@@ -59,5 +81,8 @@ def test_code(page, tmp_path, monkeypatch):
 def test_links(page):
     """Sphinx checks the links of its own pages: those to other files are to exist, too."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#]+)", text):
+    for target, anchor in re.findall(r"\]\((?!https?:|mailto:|#)([^)#]+)#?([^)]*)", text):
         assert (page.parent / target).exists(), target
+        if anchor and target.endswith(".md"):
+            headings = re.findall(r"^#+ (.*)$", (page.parent / target).read_text(), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings], anchor
