@@ -29,6 +29,9 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 # Pages of the source are made for the modules that are documented themselves
 viewcode_follow_imported_members = False
+# References to what is documented here are checked, those to other packages and type variables are not
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!sb3_reinforce).*"), ("py:class", r".*\.(T|Init|Self\w+)")]
 
 # Look
 html_theme = "furo"

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 class EpisodeRolloutBufferSamples(NamedTuple):
     """
-    Some steps of a batch, shape ``(n_steps, ...)``, or whole episodes that are padded to the length of the longest one,
-    shape ``(n_episodes, max_length, ...)``.
+    Some steps of a batch, shape ``(n_steps, ...)``.
 
     :param observations: Observations, or a dict of them
     :param actions: Actions as the policy sampled them (before clipping), in the form that distributions take
@@ -26,7 +25,6 @@ class EpisodeRolloutBufferSamples(NamedTuple):
     :param episode_starts: Whether a step is the first of its episode. A policy with memory gets whole episodes, end to end
     :param action_masks: Whether each action was valid, in the layout of sb3_contrib (:mod:`sb3_reinforce.masks`), ``None``
         where all were
-    :param mask: Whether a step is one of the episode (padding is not), ``None`` where nothing is padded
     """
 
     observations: th.Tensor | TensorDict
@@ -36,7 +34,6 @@ class EpisodeRolloutBufferSamples(NamedTuple):
     halves: th.Tensor | None = None
     episode_starts: th.Tensor | None = None
     action_masks: th.Tensor | None = None
-    mask: th.Tensor | None = None
 
 
 class Episode:

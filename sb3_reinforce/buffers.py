@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.common.vec_env.util import dict_to_obs, obs_space_info
 
@@ -23,8 +24,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
     apart. From there on ``observations``, ``actions``, ``rewards``, ``episode_starts`` and, after the update,
     ``advantages``, ``returns`` (of the estimator) and ``targets`` (of the critic), of shape ``(n_steps, ...)``, hold the
     episodes end to end. ``lengths`` and ``episodes``, of length ``n_episodes``, describe them in the same order.
-    ``groups``, of the same length, holds the number of the group of each. ``total_episodes``, ``total_steps``, ``n_groups``
-    and ``max_length`` are those of all processes (:mod:`sb3_reinforce.parallel`).
+    ``groups``, of the same length, holds the number of the group of each. ``total_episodes``, ``total_steps`` and
+    ``n_groups`` are those of all processes (:mod:`sb3_reinforce.parallel`).
 
     Greedy episodes are no part of the batch: ``greedy_episodes``, ``greedy_lengths``, ``greedy_groups`` and ``greedy_rewards``
     hold them.
@@ -60,7 +61,6 @@ class EpisodeRolloutBuffer(BaseBuffer):
     greedy_episodes: list[Episode]
     total_episodes: int
     total_steps: int
-    max_length: int
     n_groups: int
 
     def __init__(
@@ -78,6 +78,8 @@ class EpisodeRolloutBuffer(BaseBuffer):
         self.info_keywords = tuple(info_keywords)
         # As in SB3's vectorized environments: one array per key, and the key is None if the space is not a dict
         self._obs_keys, obs_shapes, obs_dtypes = obs_space_info(observation_space)
+        of_dict = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+        parts: dict[Any, spaces.Space] = {None: observation_space, **of_dict}
         # Samples of a Box are in single precision, whatever the precision of the space
         action_dtype = np.float32 if isinstance(action_space, spaces.Box) else action_space.dtype
         # All are columns of one table, so that they grow together
@@ -88,8 +90,9 @@ class EpisodeRolloutBuffer(BaseBuffer):
             "env_idx": np.empty(buffer_size, np.int32),
         }
         for key in self._obs_keys:
-            # Networks compute in single precision; images stay bytes
-            dtype = np.float32 if obs_dtypes[key] == np.float64 else obs_dtypes[key]
+            # Networks compute in single precision, and VecNormalize makes fractions of whole numbers; images stay bytes
+            is_number = isinstance(parts[key], spaces.Box) and not is_image_space(parts[key])
+            dtype = np.float32 if is_number else obs_dtypes[key]
             self._columns["obs", key] = np.empty((buffer_size, *obs_shapes[key]), dtype)
         self.reset()
 
@@ -202,10 +205,9 @@ class EpisodeRolloutBuffer(BaseBuffer):
         self.greedy_rewards = self.column("reward", self.greedy_rows)
         are_batch = [not (episode.is_greedy or (discard_truncated and episode.truncated)) for episode in episodes]
         self.episodes, self._order, self.lengths, self.groups = select(are_batch)
-        maxima = self.lengths.max(initial=0), self.groups.max(initial=0) + 1
-        counts = by_rank([self.n_episodes, self.n_steps, *maxima]).astype(int)
-        self.total_episodes, self.total_steps, *_ = counts.sum(axis=0)
-        self.max_length, self.n_groups = counts[:, 2:].max(axis=0)
+        counts = by_rank([self.n_episodes, self.n_steps, self.groups.max(initial=0) + 1]).astype(int)
+        self.total_episodes, self.total_steps, _ = counts.sum(axis=0)
+        self.n_groups = counts[:, 2].max()
         # Every other episode, counted over all processes, or every other group: its episodes depend on each other
         self._first_episode, self._first_step, *_ = counts[: rank()].sum(axis=0)
         numbers = self.groups if self.n_groups > 1 else self._first_episode + np.arange(self.n_episodes)
@@ -335,21 +337,6 @@ class EpisodeRolloutBuffer(BaseBuffer):
                 mine = np.concatenate([self._NO_STEPS, *(steps_of[episode] for episode in mine)])
                 size = int(all_sum(len(mine)))
             yield self._get_samples(mine), size
-
-    def get_episodes(self, n_episodes: int | None = None) -> Iterator[EpisodeRolloutBufferSamples]:
-        """
-        Iterate over whole episodes of the finished batch, padded to the length of the longest one of the sample.
-
-        :param n_episodes: Number of episodes per sample, ``None`` for all at once
-        :return: Samples of shape ``(n_episodes, max_length, ...)``. Padding repeats the last step of the episode
-        """
-        assert self._order is not None, "finish() comes first"
-        for first in range(0, self.n_episodes, n_episodes or self.n_episodes):
-            chosen = slice(first, first + (n_episodes or self.n_episodes))
-            starts, lengths = episode_starts(self.lengths)[chosen, None], self.lengths[chosen, None]
-            time = np.arange(lengths.max())
-            samples = self._get_samples(starts + np.minimum(time, lengths - 1))
-            yield samples._replace(mask=self.to_torch(time < lengths, copy=False))
 
     def _get_samples(self, batch_inds: np.ndarray | slice) -> EpisodeRolloutBufferSamples:  # type: ignore[override]
         assert self._order is not None

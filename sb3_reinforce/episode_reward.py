@@ -1,5 +1,6 @@
 """Rewards that a function gives to whole episodes, in place of those of the environment."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class EpisodeReward(BaseCallback):
         if isinstance(info_keywords, str):
             raise ValueError(f"info_keywords={info_keywords!r} must be a list of keys, not a text")
         self.info_keywords = tuple(info_keywords)
+        self._has_warned = False
 
     def _init_callback(self) -> None:
         buffer = getattr(self.model, "rollout_buffer", None)
@@ -99,10 +101,18 @@ class EpisodeReward(BaseCallback):
         judgements = self.function(episodes) if self.of_batch else [self.function(episode) for episode in episodes]
         if len(judgements) != len(episodes):
             raise ValueError(f"{len(episodes)} episodes were judged, and {len(judgements)} judgements returned")
+        model: Any = self.model
+        if model.time_limit is None and model.bootstraps and not self._has_warned and any(e.truncated for e in episodes):
+            self._has_warned = True
+            warnings.warn(
+                "A time limit has cut off episodes, and the critic adds to their judgement what would have come: choose "
+                "time_limit='terminal' if the judgement is the whole reward, or 'bootstrap' if it is not"
+            )
         for episode, judgement in zip(episodes, judgements, strict=True):
             episode.rewards = to_rewards(judgement, len(episode))
             if episode.record is not None:  # The one that SB3 logs
-                episode.record.update(r=float(episode.rewards.sum()), env_r=episode.record["r"])
+                episode.record.setdefault("env_r", episode.record["r"])
+                episode.record["r"] = float(episode.rewards.sum())
 
 
 @dataclass
@@ -143,7 +153,8 @@ class PlayedEpisode:
 class EpisodeRewardWrapper(gym.Wrapper):
     """
     Let an environment pay, in the last step of an episode, what a function says of the whole episode, and nothing before. A
-    ``TimeLimit`` belongs inside of it: it could not know of an end that a wrapper around it decides.
+    ``TimeLimit`` belongs inside of it: it could not know of an end that a wrapper around it decides. The end of an
+    episode is a termination then, also where a time limit decides it.
 
     It brings the reward to evaluation (``EvalCallback``), ``compare`` and other algorithms; what ``Monitor`` has noted of the
     episode becomes that reward, and the environment's own is kept beside it, as ``env_r``. In RL Zoo's files:
@@ -175,4 +186,5 @@ class EpisodeRewardWrapper(gym.Wrapper):
         total = float(to_rewards(self.function(self._episode), len(self._episode)).sum())
         if "episode" in info:
             info["episode"].update(r=total, env_r=info["episode"]["r"])
-        return observation, total, terminated, truncated, info
+        # What is judged as a whole has no future that a critic could add
+        return observation, total, True, False, info

@@ -92,8 +92,10 @@ def policy_gradient(
         log_prob = distribution.log_prob(batch.actions)
         entropy = distribution.entropy()
         policy_loss = -batch.advantages * log_prob
-        # Approximate entropy when no analytical form
-        entropy_loss = log_prob if entropy is None else -entropy
+        # Without an analytical form: an estimate of the entropy, with the gradient of its expectation. That of the estimate
+        # itself, grad log pi, is zero in expectation
+        fixed = log_prob.detach()
+        entropy_loss = fixed + fixed * (log_prob - fixed) if entropy is None else -entropy
         loss = (policy_loss + ent_coef * entropy_loss if ent_coef else policy_loss) / count
         for i, part_loss in enumerate([loss.sum(), (loss * batch.halves).sum()]):
             parts = th.autograd.grad(part_loss, parameters, allow_unused=True, retain_graph=i == 0)

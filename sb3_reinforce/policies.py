@@ -1,4 +1,3 @@
-import math
 from typing import Any
 
 import numpy as np
@@ -48,18 +47,22 @@ OPTIMIZER_KWARGS = {"betas": (0.5, 0.999), "eps": 1e-5, "fused": True}
 INITIAL_STD = 0.4
 
 
-def default_log_std(action_space: spaces.Space, use_sde: bool) -> float:
+#: Half ranges above this one stand for no bounds
+MAX_HALF_RANGE = 1e6
+
+
+def initial_gaussian(action_space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
     """
-    Find the logarithm of the initial standard deviation where it is not given.
+    Find the Gaussian to start from, by which few actions are clipped: around the middle of the range of each action.
 
     :param action_space: Action space
-    :param use_sde: Whether gSDE is used, whose noise has another unit
-    :return: The logarithm
+    :return: Means and logarithms of the standard deviations, shape ``(action_dim,)``; 0 for an action without bounds
     """
-    if use_sde or not isinstance(action_space, spaces.Box) or not action_space.is_bounded():
-        return 0.0
-    half_range = float(np.mean((action_space.high - action_space.low) / 2))
-    return math.log(INITIAL_STD * half_range) if half_range > 0 else 0.0
+    low, high = action_space.low.ravel().astype(float), action_space.high.ravel().astype(float)
+    half_range = high / 2 - low / 2
+    is_bounded = (half_range > 0) & (half_range <= MAX_HALF_RANGE)
+    half_range[~is_bounded] = 1 / INITIAL_STD
+    return np.where(is_bounded, low + half_range, 0.0), np.log(INITIAL_STD * half_range)
 
 
 class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
@@ -78,8 +81,9 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
     :param std_net_arch: Number of units of each layer of a trunk of its own for the standard deviation;
         ``None``: it shares the trunk of the mean
     :param min_std: Floor of a state-dependent standard deviation, in the unit of the action
-    :param log_std_init: Logarithm of the initial standard deviation. ``None``: that of 0.4 times half the range of the actions
-        (a mean over their dimensions), so that few actions are clipped; 0 for unbounded actions and for gSDE, as in SB3
+    :param log_std_init: Logarithm of the initial standard deviation. ``None``: that of 0.4 times half the range of each
+        action, so that few are clipped; 0 for unbounded actions and for gSDE, as in SB3. The initial mean is the middle of
+        the range, or 0
     :raises ValueError: If the standard deviation cannot depend on the observation, or an argument of it makes no sense
     """
 
@@ -101,12 +105,11 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
             raise ValueError(f"You must use `MultiInputPolicy` with a dict observation space, not {type(self).__name__}")
         if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
             kwargs["optimizer_kwargs"] = OPTIMIZER_KWARGS.copy()
-        if log_std_init is None:
-            log_std_init = default_log_std(action_space, kwargs.get("use_sde", False))
+        self.fits_std = log_std_init is None
         self.state_dependent_std = state_dependent_std
         self.std_net_arch = std_net_arch
         self.min_std = min_std
-        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, log_std_init=log_std_init or 0.0, **kwargs)
 
     def _check_std_arguments(self) -> None:
         if self.state_dependent_std and not isinstance(self.action_dist, DiagGaussianDistribution):
@@ -120,12 +123,16 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
                 f"std_net_arch={arch!r} must be a list of at least one layer, and needs state_dependent_std=True; "
                 "None shares the trunk of the mean"
             )
-        initial_std = np.exp(self.log_std_init)
+        initial_std = np.exp(self._initial_gaussian()[1]).min() if self.state_dependent_std else 0.0
         if self.state_dependent_std and not (isinstance(self.min_std, float | int) and 0 < self.min_std < initial_std):
             raise ValueError(
                 f"min_std={self.min_std!r} must be a number above 0 and below the initial standard deviation "
                 f"exp(log_std_init)={initial_std:.3g}"
             )
+
+    def _initial_gaussian(self) -> tuple[np.ndarray, np.ndarray]:
+        mean, log_std = initial_gaussian(self.action_space)  # type: ignore[arg-type]
+        return mean, log_std if self.fits_std else np.full_like(log_std, self.log_std_init)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -133,6 +140,7 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
             state_dependent_std=self.state_dependent_std,
             std_net_arch=self.std_net_arch,
             min_std=self.min_std,
+            log_std_init=None if self.fits_std else self.log_std_init,
             # SB3 leaves this one out, and then loads another network than was saved
             share_features_extractor=self.share_features_extractor,
         )
@@ -154,7 +162,12 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self._check_std_arguments()
         super()._build(lr_schedule)
+        if not isinstance(self.action_dist, DiagGaussianDistribution):
+            return
+        mean, log_std = self._initial_gaussian()
+        self.action_net.bias.data += th.as_tensor(mean, dtype=th.float32)  # type: ignore[operator]
         if not self.state_dependent_std:
+            self.log_std.data = th.as_tensor(log_std, dtype=th.float32)
             return
         # The head takes the place of SB3's parameter, and the optimizer is made anew to hold it
         del self.log_std
@@ -163,9 +176,9 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
         self.std_net = nn.Linear(latent_dim, get_action_dim(self.action_space))
         if self.ortho_init:
             self.init_weights(self.std_net, gain=0.01)
-        # softplus(bias) + min_std = exp(log_std_init)
-        softplus = np.exp(self.log_std_init) - self.min_std
-        nn.init.constant_(self.std_net.bias, softplus + np.log(-np.expm1(-softplus)))
+        # softplus(bias) + min_std = exp(log_std)
+        softplus = np.exp(log_std) - self.min_std
+        self.std_net.bias.data = th.as_tensor(softplus + np.log(-np.expm1(-softplus)), dtype=th.float32)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def predict(

@@ -47,7 +47,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MlpLstmPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: The learning rate, it can be a function of the current progress remaining (from 1 to 0). With
-        ``target_kl``, it is where the learning rate starts.
+        ``target_kl``, it is where the learning rate starts; the default step, along the natural gradient with a ``target_kl``,
+        does not use it.
     :param n_episodes: Number of complete episodes per update, over all environments (of all processes): environment ``i`` of
         ``n_envs`` gives ``(n_episodes + i) // n_envs`` of them. ``None``: 8, or one per environment if there are more.
     :param target_steps: Collect more than ``n_episodes`` if so many steps take more episodes: the same number from each
@@ -218,6 +219,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         # Learned, and saved with the model
         self._value_rms = RunningMeanStd()
         self._advantage_rms = RunningMeanStd(epsilon=0)
+        self._watch = Watch()
 
         if _init_setup_model:
             self._setup_model()
@@ -234,7 +236,6 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         # Steps that go through the network at once, so that memory does not grow with the batch
         self._chunk_size = min(2**13, max(1, 2**22 // max(1, spaces.flatdim(self.observation_space))))
         self._critic: Critic | None = None
-        self._watch = Watch()
 
     @property
     def bootstraps(self) -> bool:
@@ -263,7 +264,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         return self.critic.optimizer
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_critic", "_watch"]
+        return [*super()._excluded_save_params(), "_critic"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()

@@ -2,6 +2,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -179,10 +180,9 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         return super().predict(observation, state, episode_start, deterministic)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before = self._last_obs
+        self._last_obs = None  # Somebody may have stepped the environments since the last call: SB3 resets them
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
-        if self._last_obs is not before:  # SB3 has reset the environments
-            self._starts = mark_starts(self.env)  # type: ignore[arg-type]
+        self._starts = mark_starts(self.env)  # type: ignore[arg-type]
         return total_timesteps, callback
 
     def dump_logs(self, iteration: int = 0) -> None:
@@ -299,7 +299,7 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         sampled: list[dict[str, Any]] = []
         for env_idx in finished:
             truncated = bool(infos[env_idx].get("TimeLimit.truncated", False))
-            last = infos[env_idx].get("terminal_observation")
+            last = deepcopy(infos[env_idx].get("terminal_observation"))  # Some environments reuse its array
             if last is None and truncated and self.bootstraps:
                 raise ValueError(
                     f"Environment {env_idx} gives no infos['terminal_observation'] for an episode that a time limit cut off, "

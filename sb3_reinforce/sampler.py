@@ -401,6 +401,6 @@ def reset_noise(policy: ActorCriticPolicy, env_indices: np.ndarray, n_envs: int)
     kept = distribution.exploration_matrices
     with th.no_grad():  # Sampled noise has no part in the gradient
         policy.reset_noise(n_envs)
-    if len(env_indices) < n_envs == len(kept):
-        chosen = th.from_numpy(np.isin(np.arange(n_envs), env_indices)).to(kept.device)[:, None, None]
-        distribution.exploration_matrices = th.where(chosen, distribution.exploration_matrices, kept)
+        if len(env_indices) < n_envs == len(kept):
+            chosen = th.from_numpy(np.isin(np.arange(n_envs), env_indices)).to(kept.device)[:, None, None]
+            distribution.exploration_matrices = th.where(chosen, distribution.exploration_matrices, kept)

@@ -203,6 +203,9 @@ def unlike_environments():
     """Learn from three episodes of three environments, one in process 0 and two in process 1; four would be too many."""
     model = make_model(make_vec_env("CartPole-v1", 1 + processes.rank(), seed=0), n_episodes=3).learn(1)
     assert model.rollout_buffer.n_episodes == 1 + processes.rank() and model.rollout_buffer.total_episodes == 3
+    model.set_random_seed(7)
+    seeds = [seed for part in processes.gather(model.env._seeds) for seed in part]
+    assert seeds == [7, 8, 9], seeds
     model.n_episodes = 2
     with raises("n_episodes=2 must be at least the number of environments, 3"):
         model.learn(1)

@@ -126,6 +126,27 @@ def test_wrapper_pays_the_same():
         np.testing.assert_allclose(np.clip(one, -1, 1), np.clip(other, -1, 1), rtol=1e-6)
 
 
+def test_a_judgement_has_no_future():
+    """The critic is not to add to it at a time limit: the wrapper tells a termination, the callback warns."""
+    env = Monitor(Recorded(1))
+    settings = dict(n_episodes=1, baseline="value", gae_lambda=None, time_limit=None)
+    model = make_model(EpisodeRewardWrapper(env, length_squared), **settings).learn(1)
+    assert model.bootstraps and not model.rollout_buffer.episodes[0].truncated
+    with pytest.warns(UserWarning, match="choose time_limit='terminal' if the judgement is the whole reward") as caught:
+        make_model(env, **settings).learn(60, callback=EpisodeReward(length_squared))
+    assert len(caught) == 1
+    make_model(env, **{**settings, "time_limit": "bootstrap"}).learn(1, callback=EpisodeReward(length_squared))
+
+
+def test_two_judges():
+    """The second one goes on from the rewards of the first; the environment's own are still those of the environment."""
+    own = dumped(learn(None))["rollout/ep_rew_mean"]
+    model = learn([EpisodeReward(length_squared), EpisodeReward(lambda episode: 2 * episode.rewards)])
+    logs = dumped(model)
+    assert logs["rollout/ep_env_rew_mean"] == pytest.approx(own)
+    assert logs["rollout/ep_rew_mean"] == pytest.approx(2 * np.mean(model.rollout_buffer.lengths**2))
+
+
 def test_evaluation_with_the_wrapper(tmp_path):
     for outer, inner in ((lambda env: env, Monitor), (Monitor, lambda env: env)):
         env = outer(EpisodeRewardWrapper(inner(gym.make("Pendulum-v1")), length_squared))

@@ -130,24 +130,6 @@ def test_names_of_sb3():
     assert buffer.advantages.std() == pytest.approx(1, rel=0.05)
 
 
-@pytest.mark.parametrize("n_episodes", [None, 2])
-def test_padded_episodes(n_episodes):
-    """Without the padding, the padded episodes are the batch."""
-    buffer = learn(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)), None).rollout_buffer
-    (flat,) = buffer.get()
-    parts = list(buffer.get_episodes(n_episodes))
-    assert [tuple(part.mask.shape) for part in parts] == ([(5, 5)] if n_episodes is None else [(2, 3), (2, 5), (1, 5)])
-    for name in ("observations", "actions", "advantages", "targets"):
-        kept = np.concatenate([getattr(part, name)[part.mask].numpy() for part in parts])
-        np.testing.assert_array_equal(kept, getattr(flat, name).numpy())
-        padded, mask = getattr(parts[0], name), parts[0].mask
-        assert padded.shape[:2] == mask.shape
-        # Padding repeats the last step of the episode
-        for episode, kept in zip(padded.numpy(), mask.numpy(), strict=True):
-            assert (episode[~kept] == episode[kept][-1]).all()
-    assert all(part.mask.all() for part in parts) == (n_episodes is not None)
-
-
 def test_steps_are_known_until_the_next_rollout():
     class Early(BaseCallback):
         kept = None

@@ -12,6 +12,7 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from stable_baselines3 import A2C
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
@@ -126,6 +127,23 @@ def test_entropy_gradient():
     model.ent_coef = 0.5
     expected = without - 0.5 * model.rollout_buffer.n_steps / 3
     np.testing.assert_allclose(gradient_of(model)["log_std"].item(), expected, rtol=1e-5)
+
+
+def test_entropy_gradient_without_an_analytical_form(monkeypatch):
+    """``log pi grad log pi`` is -1 per unit of log_std in expectation (within 5 standard errors), ``grad log pi`` is 0."""
+    model = make_model(PENDULUM, n_episodes=3, **ESTIMATOR)
+    collect(model)
+    without = gradient_of(model)["log_std"].item()
+    batch = batch_of(model)
+    distribution = model.policy.get_distribution(batch.observations).distribution
+    log_prob = distribution.log_prob(batch.actions).flatten().detach()
+    z = ((batch.actions - distribution.mean) / distribution.stddev).flatten().detach()
+    terms = (log_prob * (z**2 - 1)).numpy()
+    assert abs(terms.mean() + 1) < 5 * terms.std() / np.sqrt(len(terms))
+    monkeypatch.setattr(DiagGaussianDistribution, "entropy", lambda _: None)
+    model.ent_coef = 0.5
+    np.testing.assert_allclose(gradient_of(model)["log_std"].item(), without + 0.5 * terms.sum() / 3, rtol=1e-4)
+    assert train_again(model)["train/entropy_loss"] == pytest.approx(log_prob.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["InvertedPendulum-v4", "InvertedPendulum-v4-as-published"])

@@ -51,6 +51,22 @@ def test_initial_std(std_kwargs, log_std_init):
     assert stddev.unique().numel() == stddev.numel()
 
 
+RANGES = spaces.Box(np.array([-1, 50, -np.inf, 0, -3e38], np.float32), np.array([1, 100, np.inf, 0, 3e38], np.float32))
+
+
+@pytest.mark.parametrize("std_kwargs", [{}, SHARED_TRUNK, TWO_TRUNKS], ids=["parameter", "shared trunk", "two trunks"])
+def test_first_actions_fit_their_ranges(std_kwargs):
+    """Each has a mean and a standard deviation of its own; a range of nothing, or of everything, says nothing."""
+    policy = make_policy(action_space=RANGES, **std_kwargs)
+    first = normal(policy, th.zeros(1, 3))
+    np.testing.assert_allclose(first.mean[0].detach(), [0, 75, 0, 0, 0])
+    np.testing.assert_allclose(first.stddev[0].detach(), [0.4, 10, 1, 1, 1], rtol=1e-5)
+    mean = normal(make_policy(action_space=RANGES, log_std_init=-2.0, **std_kwargs), th.zeros(1, 3)).mean
+    np.testing.assert_allclose(mean[0].detach(), [0, 75, 0, 0, 0])
+    loaded = MlpPolicy(**{**policy._get_constructor_parameters(), "lr_schedule": lambda _: 1e-2})
+    np.testing.assert_array_equal(normal(loaded, th.zeros(1, 3)).stddev.detach(), first.stddev.detach())
+
+
 @both_heads
 def test_min_std(std_kwargs):
     policy = make_policy(min_std=0.1, **std_kwargs)
@@ -289,19 +305,19 @@ def test_fit_of_the_critic_has_no_say_in_the_policy_gradient(share_features_extr
     [
         (spaces.Box(-1, 1, (2,)), {}, 0.4),
         (spaces.Box(-2, 6, (1,)), {}, 1.6),
-        (spaces.Box(np.array([-1, 0], np.float32), np.array([1, 6], np.float32)), {}, 0.8),
+        (spaces.Box(np.array([-1, 0], np.float32), np.array([1, 6], np.float32)), {}, [0.4, 1.2]),
         (spaces.Box(-1, 1, (2,)), dict(log_std_init=-1.5), np.exp(-1.5)),
         (spaces.Box(-1, 1, (2,)), SHARED_TRUNK, 0.4),
         (spaces.Box(-np.inf, np.inf, (2,)), {}, 1.0),
     ],
 )
 def test_initial_standard_deviation(space, kwargs, expected, tmp_path):
-    """Unless it is given, it is 0.4 times half the range of the actions, and comes back with the policy."""
+    """Unless it is given, it is 0.4 times half the range of each action, and comes back with the policy."""
     policy = make_policy(action_space=space, **kwargs)
     policy.save(tmp_path / "policy")
     for one in (policy, MlpPolicy.load(tmp_path / "policy")):
         std = normal(one, th.zeros(1, 3)).stddev
-        np.testing.assert_allclose(std.detach().numpy(), np.full((1, *space.shape), expected), rtol=0.05)
+        np.testing.assert_allclose(std.detach().numpy(), np.broadcast_to(expected, (1, *space.shape)), rtol=0.05)
 
 
 def test_initial_noise_of_gsde():

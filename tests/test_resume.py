@@ -25,11 +25,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.resume import TrainingStateCallback
-from sb3_reinforce.resume.archive import find_states, load_latest, load_state, lock
+from sb3_reinforce.resume.archive import find_states, load_latest, load_state, lock, n_steps_of
 from sb3_reinforce.resume.capture import capture_env, restore_env
 from sb3_reinforce.vec_env.shared_starts import SharedStarts
 from tests.envs import MaskEnv, SpacesEnv
-from tests.helpers import PLAIN, assert_same, hidden_state
+from tests.helpers import PLAIN, assert_same, hidden_state, raises
 
 DICT = spaces.Dict(vector=spaces.Box(-1, 1, (2,)), cell=spaces.Discrete(3))
 
@@ -266,6 +266,17 @@ def saved(tmp_path_factory):
     REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, n_episodes=2).learn(200, callback=callback)
     assert len(find_states(folder)) == 2  # Of more
     return folder
+
+
+def test_learn_in_pieces(tmp_path):
+    """The states in the folder are this run's own."""
+    model = REINFORCE("MlpPolicy", make_vec_env("CartPole-v1", seed=0), seed=0, n_episodes=2)
+    callback = TrainingStateCallback(30, tmp_path)
+    n_steps = model.learn(100, callback=callback).num_timesteps
+    model.learn(100, callback=callback, reset_num_timesteps=False)
+    assert n_steps_of(find_states(tmp_path)[0]) >= n_steps
+    with raises("holds training states of another run"):
+        model.learn(100, callback=callback)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def log_prob(model, batch):
     [
         (spaces.Box(-1, 1, (3,)), np.float32),
         (spaces.Box(-1, 1, (2, 3), dtype=np.float64), np.float32),
-        (spaces.Box(0, 255, (4,), dtype=np.uint8), np.uint8),
+        (spaces.Box(0, 255, (4,), dtype=np.uint8), np.float32),
         (spaces.Discrete(3), np.int64),
         (spaces.MultiDiscrete([2, 3]), np.int64),
         (spaces.MultiBinary(3), np.int8),

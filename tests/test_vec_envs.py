@@ -1,13 +1,17 @@
 """Which steps enter the batch: whole episodes by quota, in order, as the policy saw them."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
     VecCheckNan,
+    VecEnvWrapper,
     VecFrameStack,
     VecMonitor,
     VecNormalize,
@@ -200,6 +204,54 @@ def test_vec_normalize():
     assert model.rollout_buffer.rewards.max() <= 3
     # The statistics are those of the episodes as they are
     assert max(info["r"] for info in model.ep_info_buffer) >= 5 * 1000
+
+
+class Whole(gym.ObservationWrapper):
+    """Whole numbers as observations."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = spaces.Box(-100, 100, env.observation_space.shape, np.int8)
+
+    def observation(self, observation):
+        return np.asarray(100 * observation).astype(np.int8)
+
+
+def test_vec_normalize_of_whole_numbers():
+    """They are normalized to fractions, and stored as such."""
+    env = RecordVec(VecNormalize(make_vec_env("CartPole-v1", 2, seed=0, wrapper_class=Whole)))
+    model = make_model(env, n_episodes=2).learn(1)
+    assert_batch_is_what_the_model_got(model, env, [1, 1])
+    assert (model.rollout_buffer.observations % 1 != 0).any()
+
+
+def test_reused_array_of_last_observations():
+    class Reusing(VecEnvWrapper):
+        def reset(self):
+            self.last = np.zeros((self.num_envs, *self.observation_space.shape), np.float32)
+            return self.venv.reset()
+
+        def step_wait(self):
+            obs, rewards, dones, infos = self.venv.step_wait()
+            for i in np.flatnonzero(dones):
+                self.last[i] = infos[i]["terminal_observation"]
+                infos[i]["terminal_observation"] = self.last[i]
+            return obs, rewards, dones, infos
+
+    model = make_model(Reusing(make_vec_env("Pendulum-v1", seed=0)), n_episodes=2).learn(1)
+    first, second = (episode.terminal_observation for episode in model.rollout_buffer.episodes)
+    assert not np.array_equal(first, second)
+
+
+def test_somebody_has_used_the_environment_since():
+    """The environment itself, out of sight of the vectorized one: a call of ``learn`` begins with a reset."""
+    inner = gym.make("CartPole-v1")
+    model = make_model(inner, n_episodes=1, baseline=None).learn(1)
+    inner.reset(seed=0)
+    for _ in range(5):
+        inner.step(1)
+    model.learn(1, reset_num_timesteps=False)
+    assert np.abs(model.rollout_buffer.observations[0]).max() <= 0.05  # A start
 
 
 def test_vec_frame_stack():

@@ -96,6 +96,14 @@ def test_the_collapse_that_was_silent():
     assert sum(DETERMINISTIC in text for text in found) == 1
 
 
+def test_a_solved_task_is_no_news_to_a_loaded_model(tmp_path):
+    """It remembers that returns have differed, and how good they were."""
+    model, _ = warnings_of(benchmarks.tasks.Parity(), 1000)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=benchmarks.tasks.Parity())
+    assert vars(loaded._watch) == vars(model._watch) != vars(Watch())
+
+
 def test_nothing_to_learn():
     model, found = warnings_of(CountEnv(rewarded=False), 1000, n_episodes=8)
     assert logged(model)["train/return_std"] == 0

@@ -46,17 +46,18 @@ class DataParallelAlgorithm(OnPolicyAlgorithm):
     def set_random_seed(self, seed: int | None = None) -> None:
         """
         Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space). The environments of several
-        processes are seeded as one process would seed them all, and their samples differ.
+        processes are seeded as one process would seed them all, and their samples differ. All processes have to call this.
 
         :param seed: Seed, ``None`` for no change
         """
         super().set_random_seed(seed)
+        first_env, _ = self.locate_envs(0 if self.env is None else self.env.num_envs)
         if seed is None or processes.rank() == 0:
             return
         own_seed = int(np.random.SeedSequence([seed, processes.rank()]).generate_state(1)[0])
         set_random_seed(own_seed, using_cuda=self.device.type == "cuda")
         if self.env is not None:
-            self.env.seed(seed + processes.rank() * self.env.num_envs)
+            self.env.seed(seed + first_env)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Save the model, as in SB3; of several processes, the first one saves."""

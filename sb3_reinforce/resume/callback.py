@@ -54,7 +54,8 @@ class TrainingStateCallback(BaseCallback):
     def _claim_folder(self) -> None:
         self._lock = lock(self.path)
         states = find_states(self.path, self.name_prefix)
-        if states and not self.model.is_resuming:  # type: ignore[attr-defined]
+        goes_on = self.model.is_resuming or self.last_saved > 0  # type: ignore[attr-defined]
+        if states and not goes_on:
             raise ValueError(
                 f"{self.path} holds training states of another run: go on with that one (resume), or choose another folder"
             )
