@@ -81,12 +81,14 @@ def plot_tutorial(episodes: pd.DataFrame, path: Path) -> None:
         left.plot(places, mean[chosen], color=colors[row], label=row)
         left.fill_between(places, (mean - error)[chosen], (mean + error)[chosen], color=colors[row], alpha=0.2, linewidth=0)
         ends = [run["seconds"].to_numpy() for _, run in rows.groupby("seed")]
-        grid = np.geomspace(0.3, min(end[-1] for end in ends), 200)
-        by_time = [np.interp(grid, end, run, left=np.nan) for end, run in zip(ends, runs, strict=True)]
-        right.plot(grid, np.nanmean(by_time, axis=0), color=colors[row])
+        # From where all have a mean of so many episodes to where the first one ends
+        grid = np.geomspace(max(end[WINDOW - 1] for end in ends), min(end[-1] for end in ends), 200)
+        by_time = [np.interp(grid, end, run) for end, run in zip(ends, runs, strict=True)]
+        right.plot(grid, np.mean(by_time, axis=0), color=colors[row])
     left.set(xlabel="Episodes", ylabel=f"Return (mean of {WINDOW} episodes)", title="REINFORCE for InvertedPendulum-v4")
     right.set(xscale="log", xlabel="Seconds of training", title="The same over time")
-    left.legend(loc="center right", fontsize="small")
+    left.set_ylim(0, 1050)
+    left.legend(loc="upper center", fontsize="small")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=100)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from stable_baselines3.common.env_checker import check_env
 
-from benchmarks import tasks
+from benchmarks import tasks, tutorial
 from benchmarks.plots import running_mean
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.archive import read_archive
@@ -58,15 +59,23 @@ def test_checkout_is_small():
 
 
 def test_kept_episodes_are_those_of_the_kept_reports():
-    archives = sorted(ROOT.glob("benchmarks/**/episodes.csv.xz"))
-    assert len(archives) >= 5
-    for out in (path.parent for path in archives):
+    comparisons = sorted(ROOT.glob("benchmarks/**/comparison.json"))
+    assert len(comparisons) >= 5
+    for out in (path.parent for path in comparisons):
         comparison = read_json(out / "comparison.json")
         jobs = make_jobs(out, comparison)
         runs = read_runs(out, comparison, jobs, read_archive(out))
         assert runs.to_csv(index=False, float_format="%.7g") == (out / "runs.csv").read_text()
         found = read_json(out / "results.json")["statistics"]
         assert report(comparison, runs, found, comparison["versions"]) == (out / "report.md").read_text()
+
+
+def test_report_of_the_tutorial():
+    out = tutorial.OUT
+    *table, versions = (out / "report.md").read_text().splitlines()
+    episodes = pd.read_csv(out / "episodes.csv.xz")
+    assert tutorial.report(episodes, table[3]).splitlines()[:-1] == table and "torch" in versions
+    assert (episodes.groupby(["row", "seed"]).size() == tutorial.N_EPISODES).sum() == 20
 
 
 TASKS = ["Bandit-v0", "Parity-v0", "Corridor-v0", "Salesman-v0", "TMaze-v0", "MaskedTMaze-v0", "FlatBlackjack-v1"]
