@@ -211,7 +211,7 @@ def report(runs: list[dict[int, dict[str, float]]], replaced: dict[str, float]) 
 python -m benchmarks.distributed
 ```
 
-{ENV_ID}, critic-free, {N_EPISODES} episodes (of 1000 steps) per update and process, {N_UPDATES} updates after one that is
+{ENV_ID}, default settings, {N_EPISODES} episodes (of 1000 steps) per update and process, {N_UPDATES} updates after one that is
 not counted, seed 0, one PyTorch thread per process, all on one machine with {os.cpu_count()} cores; medians of
 {len(runs)} repetitions, in turns, and the range of the ratios. *Transfer* is the time of the messages of an update for whoever
 comes last to each; *model* is what that of two processes lets one expect.

@@ -62,6 +62,10 @@ def test_killed(undisturbed, tmp_path):
     assert re.search(rf"Going on with {FOLDER} from time step \d+ of {BUDGET[1]}\b", output)
     assert "with the arguments it was started with: -n has no effect" in output
     assert outcome(tmp_path) == outcome(undisturbed)
+    assert "The run has ended" not in output
+    # Again, from the last state
+    assert "The run has ended" in succeed(tmp_path, *TRAIN[:5], "--resume", "latest", runner=call)
+    assert outcome(tmp_path) == outcome(undisturbed)
     # One folder, one curve
     assert len(os.listdir(tmp_path / "logs/reinforce")) == len(os.listdir(tmp_path / "tb" / ENV_ID)) == 1
     times = np.loadtxt(tmp_path / FOLDER / "0.monitor.csv", delimiter=",", skiprows=2, usecols=2)

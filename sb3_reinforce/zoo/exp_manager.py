@@ -24,7 +24,7 @@ from sb3_reinforce.zoo import upstream
 from sb3_reinforce.zoo.entries import check_entry, check_reinforce, convert_schedules
 from sb3_reinforce.zoo.hyperparams import FOLDER, find_file, read_hyperparams
 from sb3_reinforce.zoo.interrupts import ignoring_interrupts, stopping_at_an_update
-from sb3_reinforce.zoo.resume import cut_monitor_files, saved_hyperparams
+from sb3_reinforce.zoo.resume import cut_monitor_files, has_ended, saved_hyperparams
 
 
 class ExperimentManager(exp_manager.ExperimentManager):
@@ -230,6 +230,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
             env.env_method("set_wrapper_attr", "t_start", start, indices=index)
         model = REINFORCE.resume(self.save_path, env=env, device=self.device)
         print(f"Going on with {self.save_path} from time step {model.num_timesteps} of {self.n_timesteps}")
+        if has_ended(Path(self.save_path, f"{self.env_name}.zip")):
+            print("The run has ended: its steps since the last training state are made again, and end with the same model")
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
