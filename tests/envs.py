@@ -133,10 +133,13 @@ class MaskEnv(gym.Env):
 
     :param offer: How the mask is offered besides: "method", "info", "observation", or None
     :param lengths: Lengths of the episodes, in any order
+    :param render_mode: "rgb_array" or None
     """
 
-    def __init__(self, offer="method", action_space=spaces.Discrete(4), lengths=(3, 5, 4)):  # noqa: B008
-        self.action_space, self.offer, self.lengths = action_space, offer, lengths
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, offer="method", action_space=spaces.Discrete(4), lengths=(3, 5, 4), render_mode=None):  # noqa: B008
+        self.action_space, self.offer, self.lengths, self.render_mode = action_space, offer, lengths, render_mode
         size = MaskLayout(action_space).size
         self.observation_space = box = spaces.Box(0, 1, (size,))
         if offer == "observation":
@@ -164,6 +167,9 @@ class MaskEnv(gym.Env):
         obs, info = self._next()
         is_over = self.time == self.length
         return obs, float(np.sum(action)), is_over and self.length % 2 == 0, is_over, info
+
+    def render(self):
+        return np.full((480, 480, 3), 50 * self.time, np.uint8)
 
 
 class NoisyImageEnv(FakeImageEnv):

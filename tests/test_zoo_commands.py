@@ -123,6 +123,9 @@ def test_all_commands_go_by_action_masks(tmp_path, offer):
     for option in ("--deterministic", "--stochastic"):
         output = call_and_succeed(tmp_path, "enjoy", *agent, "-n", "50", "--no-render", option)
         assert "Mean reward" in output
+    call_and_succeed(tmp_path, "record_video", *agent, "-n", "20", "-o", "videos")
+    (path,) = (tmp_path / "videos").glob("*.mp4")
+    assert len(frames(path)) == 1 + 20
     compare = ("--env", "Masked-v0", "--algos", "reinforce", "--seeds", "1", "--gym-packages", "masked", "--out", "comparison")
     call_and_succeed(tmp_path, "compare", *compare, *options[:-2], PYTHONPATH=str(Path(__file__).parents[1]))
 
