@@ -317,7 +317,8 @@ BAD_INPUT = [
     (("--algos", "x=reinforce:gamma:[1"), "is neither a word nor Python"),
     (("--algos", "x=reinforce:learning_rate:-1e-4"), "learning_rate"),
     (("--algos", "x=reinforce:n_envs:8,n_episodes:4"), "n_episodes=4 must be at least the number of environments, 8"),
-    (("--algos", "x=ppo:n_timesteps:1.5e"), "n_timesteps='1.5e' must be a number in [1, inf)"),
+    (("--algos", "ars"), "'ars' cannot be compared"),
+    (("--algos", "x=ppo:n_timesteps:many"), "n_timesteps='many' must be a number in [1, inf)"),
     (("--algos", "reinforce", "x=ppo:n_steps:abc"), "x cannot be set up on Plain-v0: "),
     (("--algos", "x=ppo:normalize:dict(norm_rewards=False)"), "unexpected keyword argument 'norm_rewards'"),
     (

@@ -18,7 +18,7 @@ from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.files import KINDS
 from sb3_reinforce.compare.job import Recorder, TimedEvalCallback, counted_envs
 from sb3_reinforce.compare.plots import COLORS, plot_curves, styles
-from sb3_reinforce.compare.references import evaluate_reference
+from sb3_reinforce.compare.references import N_EVAL_ENVS, eval_seed, evaluate_reference
 from sb3_reinforce.compare.report import command_lines, interval, number, overview, report
 from sb3_reinforce.compare.results import (
     NEVER,
@@ -300,11 +300,27 @@ def test_panels_can_be_read(monkeypatch, tmp_path):
 
 
 def test_references():
-    assert evaluate_reference("zero_action", "Plain-v0", 0, 3) == [10.0] * 3
-    first, again, other = (evaluate_reference("random", "Plain-v0", seed, 40) for seed in (0, 0, 1))
+    assert evaluate_reference("zero_action", "Plain-v0", 0, 3, {}) == [10.0] * 3
+    first, again, other = (evaluate_reference("random", "Plain-v0", seed, 40, {}) for seed in (0, 0, 1))
     assert first == again != other
     # Ten steps of 1 - |a|, a uniform: mean 5, standard deviation sqrt(10/12); six standard errors
     assert np.mean(first) == pytest.approx(5, abs=6 * np.sqrt(10 / 12 / 40))
+
+
+def steps(episode):
+    return 100.0 * len(episode)
+
+
+def test_references_play_in_the_environment_of_those_that_learn():
+    wrapper = {"sb3_reinforce.episode_reward.EpisodeRewardWrapper": {"function": f"{__name__}:steps"}}
+    assert evaluate_reference("zero_action", "Plain-v0", 0, 3, {"env_wrapper": wrapper}) == [1000.0] * 3
+    assert evaluate_reference("zero_action", "Plain-v0", 0, 3, {"env_kwargs": {"scale": 2}}) == [20.0] * 3
+
+
+def test_evaluations_share_no_seed():
+    """The environments of an evaluation have consecutive seeds."""
+    seeds = [eval_seed(seed) + index for seed in (0, 1, 2, 5, 1000, 2**31 - 1) for index in range(N_EVAL_ENVS)]
+    assert len({*seeds}) == len(seeds) and 0 < min(seeds) and max(seeds) < 2**32
 
 
 def make_plain_env():

@@ -1,6 +1,6 @@
 """
 Every block of Python and of Bash in the README and on the pages of the documentation runs, with few steps. Commands that need
-an address, a cluster, a display or a file of one's own are marked as text.
+an address, a cluster or a display are marked as text.
 """
 
 import gc
@@ -24,6 +24,9 @@ MAX_STEPS = 2000
 #: Arguments that take the place of those on the page
 FEW = {"train": ("-n", MAX_STEPS), "compare": ("-n", 200, "--seeds", 1), "gradients": ("-n", 64)}
 
+
+#: Files of one's own that commands name: the first block in its language on the page
+OWN_FILES = {"python": "reach.py", "yaml": "mine.yml"}
 
 #: Commands of blocks that are not run: they install, or do not end
 NOT_RUN = {"export", "pip", "tensorboard"}
@@ -70,6 +73,9 @@ def test_code(page, tmp_path, monkeypatch):
 
     monkeypatch.setattr(BaseAlgorithm, "_setup_learn", short_setup_learn)
     monkeypatch.chdir(tmp_path)
+    for language, file in OWN_FILES.items():
+        block = re.search(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+        Path(file).write_text(block[1] if block else "")
     document = SYBIL.parse(page)
     for example in document.examples():
         example.evaluate()

@@ -285,7 +285,7 @@ def test_policies_that_learn_nothing(name, offer):
     gym.register("Masked-v0", MaskEnv, kwargs=dict(offer=offer, action_space=ACTION_SPACES[name], lengths=(5,)))
     try:
         for reference in ("random", "zero_action"):
-            assert len(evaluate_reference(reference, "Masked-v0", 0, 20)) == 20
+            assert len(evaluate_reference(reference, "Masked-v0", 0, 20, {})) == 20
     finally:
         del gym.registry["Masked-v0"]
 

@@ -70,6 +70,8 @@ def parse_contender(text: str) -> Contender:
     name, algo = match[1] or match[2], match[2]
     if algo not in ALGOS:
         raise ValueError(f"{algo!r} is no algorithm, did you mean {closest(algo, list(ALGOS))!r}?")
+    if algo == "ars":
+        raise ValueError("'ars' cannot be compared: it does not tell callbacks when episodes end, so none could be recorded")
     if name in REFERENCES:
         raise ValueError(f"{name!r} is the name of a reference, choose another one")
     settings: dict[str, Any] = {}

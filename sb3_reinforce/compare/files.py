@@ -117,8 +117,8 @@ def make_jobs(out: Path, comparison: dict[str, Any]) -> dict[Path, dict[str, Any
                 folder = out / RUNS / contender / (algo or contender) / f"{env_id.replace('/', '-')}_{index}"
                 job = {"contender": contender, "algo": algo, "env": env_id, "seed": seed, **common}
                 if algo is None:
-                    # All contenders have the same
-                    job["env_kwargs"] = trained["hyperparams"][env_id].get("env_kwargs")
+                    # All contenders have the same environment
+                    job["settings"] = {key: trained["hyperparams"][env_id].get(key) for key in ("env_kwargs", "env_wrapper")}
                 else:
                     job["n_timesteps"] = settings["hyperparams"][env_id]["n_timesteps"]
                     job["arguments"] = train_arguments(out, comparison, job, folder)

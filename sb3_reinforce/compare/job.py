@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_reinforce.checks import versions
 from sb3_reinforce.compare.files import EPISODES, JOB, KINDS, PROGRESS, RESULT, read_json, write_json
-from sb3_reinforce.compare.references import EVAL_SEED_OFFSET
+from sb3_reinforce.compare.references import N_EVAL_ENVS, eval_seed
 from sb3_reinforce.masks import of_environment
 from sb3_reinforce.zoo.exp_manager import ExperimentManager
 from sb3_reinforce.zoo.train import train
@@ -38,9 +38,6 @@ REPORT_EVERY = 1.0
 
 #: Episodes that the reported score is the mean of
 SCORE_WINDOW = 100
-
-#: Environments of the evaluation of the last policy
-N_EVAL_ENVS = 10
 
 
 def counted_envs(model: BaseAlgorithm, n_envs: int) -> Iterable[int]:
@@ -143,7 +140,7 @@ class RunManager(ExperimentManager):
             model.policy.reset_noise(env.num_envs)  # type: ignore[operator]
         evaluated = of_environment(model, env)
         for kind in KINDS:
-            env.seed(EVAL_SEED_OFFSET + self.job["seed"])
+            env.seed(eval_seed(self.job["seed"]))
             result[kind], _ = evaluate_policy(
                 evaluated, env, self.job["n_eval_episodes"], kind == "deterministic", return_episode_rewards=True
             )

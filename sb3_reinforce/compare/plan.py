@@ -13,6 +13,7 @@ from sb3_reinforce.checks import check_number
 from sb3_reinforce.compare.archive import has_episodes
 from sb3_reinforce.compare.contenders import check_env, parse_contender, resolve
 from sb3_reinforce.compare.files import ARCHIVE, COMPARISON, RUNS, hyperparams_path, read_json, write_json
+from sb3_reinforce.compare.references import OF_ENVIRONMENT, make_env
 from sb3_reinforce.zoo import register
 
 #: What must be the same to go on with a comparison. Seeds can be added
@@ -59,15 +60,28 @@ def describe_contenders(envs: Sequence[str], algos: Sequence[str], n_timesteps: 
         if len({*budgets.values()}) > 1:
             steps = ", ".join(f"{name} {budget:,.0f}" for name, budget in budgets.items())
             raise ValueError(f"{env_id}: the entries have different numbers of steps ({steps}), choose one with -n")
-        env_kwargs = [entry.get("env_kwargs") or {} for entry in entries.values()]
-        if any(kwargs != env_kwargs[0] for kwargs in env_kwargs):
-            raise ValueError(
-                f"{env_id}: the contenders have different env_kwargs {env_kwargs}: their scores would not compare"
-            )
+        for key in OF_ENVIRONMENT:
+            values = [entry.get(key) or {} for entry in entries.values()]
+            if any(value != values[0] for value in values):
+                raise ValueError(f"{env_id}: the contenders have different {key} {values}: their scores would not compare")
+    (first, *_) = described.values()
     described["random"] = {"algo": None}
-    if all(isinstance(gym.make(env_id).action_space, gym.spaces.Box) for env_id in envs):
+    if all(has_zero_action(env_id, first["hyperparams"][env_id]) for env_id in envs):
         described["zero_action"] = {"algo": None}
     return described
+
+
+def has_zero_action(env_id: str, settings: dict[str, Any]) -> bool:
+    """
+    Tell whether the action of zeros means something in an environment.
+
+    :param env_id: Id of an environment
+    :param settings: Hyperparameters of those that learn
+    :return: Whether actions are continuous
+    """
+    env = make_env(env_id, settings)
+    env.close()
+    return isinstance(env.action_space, gym.spaces.Box)
 
 
 def describe(

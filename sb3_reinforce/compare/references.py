@@ -4,7 +4,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_reinforce.masks import MaskedModel, MaskLayout
@@ -12,8 +14,34 @@ from sb3_reinforce.masks import MaskedModel, MaskLayout
 #: Names of the policies, and the kind of evaluation that each has a score of
 REFERENCES = {"random": "stochastic", "zero_action": "deterministic"}
 
-#: Seeds of evaluation are this far from those of training
-EVAL_SEED_OFFSET = 1_000_000
+#: What the environment of a reference has of the hyperparameters of those that learn
+OF_ENVIRONMENT = ("env_kwargs", "env_wrapper")
+
+#: Environments of the evaluation of a policy that has learned
+N_EVAL_ENVS = 10
+
+
+def eval_seed(seed: int) -> int:
+    """
+    Find the seed of the first environment of an evaluation; the others have those that follow. Runs of other seeds share none
+    with it, so that their scores are independent.
+
+    :param seed: Seed of a run
+    :return: The seed, far from those of training
+    """
+    return (1_000_000 + N_EVAL_ENVS * seed) % 2**31
+
+
+def make_env(env_id: str, settings: dict[str, Any]) -> DummyVecEnv:
+    """
+    Make an environment as those that learn have it, without normalization.
+
+    :param env_id: Id of an environment
+    :param settings: Its hyperparameters, of which :data:`OF_ENVIRONMENT` count
+    :return: A vectorized environment that holds it
+    """
+    wrap = get_wrapper_class({"env_wrapper": settings.get("env_wrapper")}) or (lambda env: env)
+    return DummyVecEnv([lambda: wrap(Monitor(gym.make(env_id, **(settings.get("env_kwargs") or {}))))])
 
 
 class ReferenceModel:
@@ -55,9 +83,7 @@ class ReferenceModel:
         return np.array(action, dtype=space.dtype).reshape(1, *space.shape), state
 
 
-def evaluate_reference(
-    name: str, env_id: str, seed: int, n_episodes: int, env_kwargs: dict[str, Any] | None = None
-) -> list[float]:
+def evaluate_reference(name: str, env_id: str, seed: int, n_episodes: int, settings: dict[str, Any]) -> list[float]:
     """
     Evaluate a policy that learns nothing.
 
@@ -65,13 +91,13 @@ def evaluate_reference(
     :param env_id: Id of an environment
     :param seed: Seed of the run that the reference stands beside
     :param n_episodes: Number of episodes
-    :param env_kwargs: Arguments of the environment
+    :param settings: As for :func:`make_env`
     :return: Return of each episode
     """
-    env = DummyVecEnv([lambda: gym.make(env_id, **(env_kwargs or {}))])
-    env.seed(EVAL_SEED_OFFSET + seed)
-    env.action_space.seed(EVAL_SEED_OFFSET + seed)
+    env = make_env(env_id, settings)
+    env.seed(eval_seed(seed))
+    env.action_space.seed(eval_seed(seed))
     model: Any = MaskedModel(ReferenceModel(name, env.action_space), env)
-    returns, _ = evaluate_policy(model, env, n_episodes, return_episode_rewards=True, warn=False)
+    returns, _ = evaluate_policy(model, env, n_episodes, return_episode_rewards=True)
     env.close()
     return list(returns)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def run_reference(folder: Path, job: dict[str, Any]) -> None:
     try:
         for module in job["gym_packages"]:
             import_module(module)
-        scores = evaluate_reference(job["contender"], job["env"], job["seed"], job["n_eval_episodes"], job["env_kwargs"])
+        scores = evaluate_reference(job["contender"], job["env"], job["seed"], job["n_eval_episodes"], job["settings"])
         write_json(folder / RESULT, {REFERENCES[job["contender"]]: scores, "versions": versions()})
     except Exception as error:
         (folder / "log.txt").write_text(traceback.format_exc())
