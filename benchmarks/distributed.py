@@ -83,14 +83,15 @@ def child(out: str) -> None:
     start, before = time.perf_counter(), model.num_timesteps
     model.learn(N_UPDATES * n_episodes * 1000, reset_num_timesteps=False)
     seconds = time.perf_counter() - start
+    waits, sizes = meter.seconds.copy(), meter.sizes.copy()  # Without what is sent from here on
     # Whoever comes last does not wait for anybody
-    transfers = np.min(processes.gather(meter.seconds), axis=0)
+    transfers = np.min(processes.gather(waits), axis=0)
     if processes.rank() == 0:
         figures = {
             "steps_per_second": (model.num_timesteps - before) / seconds,
             "seconds_per_update": seconds / N_UPDATES,
-            "messages": len(meter.sizes) / N_UPDATES,
-            "bytes": sum(meter.sizes) / N_UPDATES,
+            "messages": len(sizes) / N_UPDATES,
+            "bytes": sum(sizes) / N_UPDATES,
             "transfer_seconds": float(np.sum(transfers)) / N_UPDATES,
         }
         Path(out).write_text(json.dumps(figures))

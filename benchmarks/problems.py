@@ -172,7 +172,8 @@ def main() -> None:
         if path.exists()
         else pd.DataFrame(columns=["task", "contender", "seed", "score", "steps", "seconds", "ft06"])
     )
-    runs = runs[runs["seconds"] == args.seconds]
+    if (runs["seconds"] != args.seconds).any():
+        parser.error(f"{args.out} has runs of other --seconds than {args.seconds}: choose another --out")
     done = set(runs[["task", "contender", "seed"]].itertuples(index=False, name=None))
     names = [*REINFORCE, *PPO]
     missing = [key for seed in SEEDS for task in TASKS for name in names if (key := (task, name, seed)) not in done]
@@ -184,6 +185,8 @@ def main() -> None:
         runs.iloc[np.lexsort([runs["seed"], order, runs["task"]])].to_csv(path, index=False)
     runs = pd.read_csv(path)
     command = f"OMP_NUM_THREADS=1 python -m benchmarks.problems --jobs {args.jobs}"
+    if args.seconds != SECONDS:
+        command += f" --seconds {args.seconds:g}"
     (args.out / "report.md").write_text(report(runs, command, args.seconds))
     print((args.out / "report.md").read_text())
 

@@ -345,6 +345,8 @@ BAD_INPUT = [
     (("--gym-packages", "nowhere_at_all"), "--gym-packages: there is no module 'nowhere_at_all'"),
     (("--gym-packages", "nowhere.at_all"), "--gym-packages: there is no module 'nowhere.at_all'"),
     (("--colour", "red"), "unrecognized arguments: --colour red"),
+    (("--report",), "--env, --algos, --seeds and --thresholds have no effect"),
+    (("--address", "tcp://127.0.0.1:1"), "--address is for --backend dask"),
 ]
 
 

@@ -19,7 +19,7 @@ from sb3_reinforce.compare.files import KINDS
 from sb3_reinforce.compare.job import Recorder, TimedEvalCallback, counted_envs
 from sb3_reinforce.compare.plots import COLORS, plot_curves, styles
 from sb3_reinforce.compare.references import N_EVAL_ENVS, eval_seed, evaluate_reference
-from sb3_reinforce.compare.report import command_lines, interval, number, overview, report
+from sb3_reinforce.compare.report import command_lines, improvement_section, interval, number, overview, report
 from sb3_reinforce.compare.results import (
     NEVER,
     REPS,
@@ -305,6 +305,15 @@ def test_references():
     assert first == again != other
     # Ten steps of 1 - |a|, a uniform: mean 5, standard deviation sqrt(10/12); six standard errors
     assert np.mean(first) == pytest.approx(5, abs=6 * np.sqrt(10 / 12 / 40))
+
+
+def test_a_single_run_wins_nothing():
+    """Whichever of the two has it."""
+    half = {"value": 0.5, "interval": [0.4, 0.6], "n": 2}
+    entry = {"probability_of_improvement": {"deterministic": half, "stochastic": half}}
+    for runs, n_lines in (((2, 2), 4), ((1, 2), 0), ((2, 1), 0)):
+        found = {"a": {"done": runs[0]}, "b": {"done": runs[1], **entry}}
+        assert len(improvement_section(found)) == n_lines
 
 
 def steps(episode):

@@ -6,12 +6,14 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.gradients import gradients
+from sb3_reinforce.compare.gradients import make_env as make_gradient_env
 from sb3_reinforce.compare.gradients import make_model as gradient_model
 from sb3_reinforce.compare.plots import plot_gradients
 from sb3_reinforce.compare.quality import ESTIMATORS, batch_gradients, collect, fit_critic, measure, quality
@@ -222,6 +224,17 @@ def test_discarded_episodes(tmp_path):
     model.save(tmp_path / "Pendulum-v1")
     with pytest.raises(ValueError, match="time_limit='discard' leaves out episodes"):
         gradients(tmp_path / "out", tmp_path / "Pendulum-v1.zip")
+
+
+@pytest.mark.parametrize("of_entry, of_command, expected", [(True, None, True), (True, False, False), (None, True, True)])
+def test_environment_is_that_of_the_training(tmp_path, of_entry, of_command, expected):
+    """With the arguments of the entry, or those of the command line in their place."""
+    (tmp_path / "CartPole-v1").mkdir()
+    for name, value in (("config", of_entry), ("args", of_command)):
+        env_kwargs = None if value is None else {"sutton_barto_reward": value}
+        (tmp_path / "CartPole-v1" / f"{name}.yml").write_text(yaml.dump({"env_kwargs": env_kwargs}))
+    env = make_gradient_env(tmp_path / "CartPole-v1.zip", "CartPole-v1", 0)
+    assert env.unwrapped.envs[0].unwrapped._sutton_barto_reward == expected
 
 
 @pytest.mark.parametrize(

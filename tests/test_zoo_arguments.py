@@ -79,6 +79,8 @@ def test_what_plots_need(capsys):
     own, rest = split("all_plots", arguments)
     assert own.exp_folders == ["logs"]
     assert rest == ["--median", "--algos", "ppo", "--env", "x", "y", "--exp-folders", "logs"]
+    _, rest = split("plot_from_file", ["-i", "results.pkl", "-iqm", "-l", "a"])
+    assert "--iqm" in rest and "results.pkl" in rest and "qm" not in rest
     with pytest.raises(SystemExit) as error:
         split("all_plots", arguments[:2])
     assert error.value.code == 2
@@ -121,6 +123,7 @@ def test_arguments_of_run(tmp_path):
     saved |= {"gym_packages": ["json", "csv"], "track": True}
     (tmp_path / "x").mkdir()
     ignored = {"progress": False, "verbose": 1, "hyperparams": {"gamma": 1}, "truncate_last_trajectory": True, "command": "c"}
+    ignored |= {"trial_id": 0, "study_name": "s", "storage": "s.log"}
     (tmp_path / "x" / "args.yml").write_text(yaml.dump(saved | ignored))
     with ProcessPoolExecutor(1, FORKSERVER) as pool:
         found = pool.submit(written, tmp_path).result()

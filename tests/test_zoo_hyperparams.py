@@ -19,7 +19,7 @@ from sb3_reinforce.zoo.hyperparams import FOLDER, find_file, hyperparams, read_h
 from sb3_reinforce.zoo.hyperparams_opt import convert_reinforce_params, sample_reinforce_params, target_kl_schedule
 from tests.zoo_command import FORKSERVER
 
-MUJOCO = "InvertedPendulum InvertedDoublePendulum Reacher Swimmer Hopper Walker2d HalfCheetah Ant".split()
+MUJOCO = "InvertedPendulum InvertedDoublePendulum Reacher Swimmer Hopper Walker2d HalfCheetah Ant Humanoid".split()
 REQUIRED = {f"{name}-v{version}" for name in MUJOCO for version in (4, 5)}
 REQUIRED |= {"CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"}
 # One of them has the default entry
@@ -113,7 +113,7 @@ def test_imports_without_rl_zoo():
 def test_mujoco_entries():
     """One setting for all but InvertedPendulum's budget and Swimmer's horizon, which is that of the entries, too."""
     shared = yaml.safe_load((FOLDER / "mujoco.yml").read_text())
-    assert shared.keys() == {f"{name}-v{version}" for name in [*MUJOCO, "Humanoid"] for version in (4, 5)}
+    assert shared.keys() == {f"{name}-v{version}" for name in MUJOCO for version in (4, 5)}
     changes = {"Swimmer": {"gamma": 0.9999, "gae_lambda": 0.99}, "InvertedPendulum": {"n_timesteps": 1e5}}
     for env_id, setting in shared.items():
         assert setting == shared["HalfCheetah-v4"] | changes.get(env_id.partition("-")[0], {})

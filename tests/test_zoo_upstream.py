@@ -38,6 +38,23 @@ def test_action_masks(name):
     assert "action_masks" not in source(name) and "create_test_env" in source(name)
 
 
+def test_env_kwargs_of_an_entry():
+    """RL Zoo's ``record_video`` and ``push_to_hub`` leave them out."""
+    for name in ("record_video", "push_to_hub"):
+        assert 'hyperparams["env_kwargs"]' not in source(name)
+    import rl_zoo3
+
+    def is_sutton_barto(**kwargs):
+        with upstream.action_masks():
+            env = rl_zoo3.create_test_env("CartPole-v1", should_render=False, **kwargs)
+        return env.unwrapped.envs[0].unwrapped._sutton_barto_reward
+
+    assert not is_sutton_barto(hyperparams={})
+    assert is_sutton_barto(hyperparams={"env_kwargs": {"sutton_barto_reward": True}})
+    given = {"env_kwargs": {"sutton_barto_reward": False}}
+    assert not is_sutton_barto(hyperparams={"env_kwargs": {"sutton_barto_reward": True}}, **given)
+
+
 def test_vec_env_options():
     """Neither option of ``make_vec_env`` is there."""
     body = source("exp_manager").partition("def create_envs(")[2].partition("\n    def ")[0]

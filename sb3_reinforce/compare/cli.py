@@ -67,10 +67,14 @@ def compare() -> None:
     args = parser.parse_args()
     require("compare")
     if args.report:
+        if args.env or args.algos or args.seeds or args.thresholds:
+            parser.error("--report writes what is in --out: --env, --algos, --seeds and --thresholds have no effect on it")
         from sb3_reinforce.compare.report import write_report
 
         write_report(args.out, args.svg)
         return
+    if args.address is not None and args.backend != "dask":
+        parser.error("--address is for --backend dask")
     if args.backend == "dask":
         require("dask")
         if args.address is None:

@@ -113,9 +113,12 @@ def read_entries(algo: str, conf_file: str | None) -> dict[str, Any]:
         zoo = Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml"
         return {**(read_entries(algo, str(zoo)) if zoo.is_file() else {}), **read_hyperparams(algo)}
     try:
-        return yaml.safe_load(Path(str(find_file(conf_file))).read_text()) or {}
+        entries = yaml.safe_load(Path(str(find_file(conf_file))).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"conf_file:{conf_file} cannot be read: {error}") from error
+    if not (isinstance(entries, dict) and entries and all(isinstance(entry, dict) for entry in entries.values())):
+        raise ValueError(f"conf_file:{conf_file} must have an entry, with keys, for each environment")
+    return entries
 
 
 def try_out(manager: ExperimentManager, hyperparams: dict[str, Any], name: str) -> None:

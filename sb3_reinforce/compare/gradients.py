@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 from gymnasium.spaces import Dict
 from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 from stable_baselines3.common.preprocessing import is_image_space
@@ -42,7 +43,12 @@ def make_env(model_path: Path | None, env_id: str, seed: int) -> VecEnv:
     """
     folder = "" if model_path is None else str(model_path.parent / env_id.replace("/", "-"))
     hyperparams, stats_path = get_saved_hyperparams(folder, norm_reward=True)
-    env = create_test_env(env_id, 1, stats_path, seed, should_render=False, hyperparams=hyperparams)
+    env_kwargs = hyperparams.pop("env_kwargs", None)
+    if folder and Path(folder, "args.yml").is_file():  # Those of the command line take the place of the entry's
+        env_kwargs = yaml.load(Path(folder, "args.yml").read_text(), yaml.UnsafeLoader).get("env_kwargs") or env_kwargs
+    env = create_test_env(
+        env_id, 1, stats_path, seed, should_render=False, hyperparams=hyperparams, env_kwargs=env_kwargs or {}
+    )
     normalizer = unwrap_vec_normalize(env)
     if normalizer is not None:  # The critic was trained on these rewards
         normalizer.norm_reward = hyperparams.get("normalize_kwargs", {}).get("norm_reward", True)

@@ -144,6 +144,8 @@ class RunManager(ExperimentManager):
             result[kind], _ = evaluate_policy(
                 evaluated, env, self.job["n_eval_episodes"], kind == "deterministic", return_episode_rewards=True
             )
+            if not np.isfinite(result[kind]).all():
+                raise ValueError(f"The {kind} evaluation of the last policy has a return that is not finite")
         env.close()
         write_json(self.folder / RESULT, {**result, "versions": versions()})
 

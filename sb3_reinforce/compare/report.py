@@ -141,8 +141,8 @@ def improvement_section(found: dict[str, Any]) -> list[str]:
     """
     rows = []
     for name, entry in found.items():
-        # A single run would win with certainty
-        if "probability_of_improvement" in entry and entry["done"] > 1:
+        # A single run would win, or lose, with certainty
+        if "probability_of_improvement" in entry and min(entry["done"], next(iter(found.values()))["done"]) > 1:
             probabilities = entry["probability_of_improvement"]
             rows.append([name, *(interval(probabilities[kind], 2) for kind in KINDS)])
     return table([f"P({next(iter(found))} scores more than ...)", *KINDS], rows) if rows else []

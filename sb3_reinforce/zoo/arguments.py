@@ -153,7 +153,7 @@ def own_parser(command: str, is_complete: bool = True) -> Parser:
             help="Go on with a run of which --save-freq has saved the training state, with its arguments: its folder, "
             "'latest', or 'auto' (the latest that has not ended; if there is none, start a new one)",
         )
-        group.add_argument("--vec-env", choices=["dummy", "subproc", "envpool"], default="dummy", help="VecEnv type")
+        group.add_argument("--vec-env", choices=["dummy", "subproc", "envpool"], help="VecEnv type (default: dummy)")
     group.add_argument(
         "--gym-packages", nargs="+", type=module, default=[], metavar="MODULE", help="Modules that register environments"
     )
@@ -163,6 +163,8 @@ def own_parser(command: str, is_complete: bool = True) -> Parser:
         )
     for flags in REQUIRED.get(command, ()):
         parser.add_argument(*flags, nargs="+", required=is_complete, help=argparse.SUPPRESS)
+    if command == "plot_from_file":  # Not -i with the value "qm"
+        parser.add_argument("-iqm", "--iqm", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -183,6 +185,8 @@ def split(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, l
         values = getattr(own, destination(flags))
         if values:
             rest += [flags[-1], *values]
+    if getattr(own, "iqm", False):
+        rest.append("--iqm")
     if own.gym_packages and command in IMPORTING:
         rest += ["--gym-packages", *own.gym_packages]
     return own, ["--help"] if wants_help else rest

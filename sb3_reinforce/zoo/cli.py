@@ -131,7 +131,7 @@ def run_agent_command(command: str, arguments: list[str], gym_packages: Sequence
     if command == "enjoy" and is_default and not os.path.isdir(args.folder) and "--help" not in arguments:
         from sb3_reinforce.zoo.hyperparams import AGENTS
 
-        arguments = [*arguments, "-f", str(AGENTS)]
+        arguments = ["-f", str(AGENTS), *arguments]
     if command in RENDERING and "--help" not in arguments:
         check_agent(command, arguments)
         if command in ("record_video", "push_to_hub"):

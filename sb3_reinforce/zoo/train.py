@@ -37,7 +37,7 @@ def train(arguments: Sequence[str], manager: type[ExperimentManager] = Experimen
         if dropped and own.resume != "auto" and processes.rank() == 0:
             print(f"A run is continued with the arguments it was started with: {' '.join(dropped)} has no effect")
         rest = arguments_of_run(folder, rest)
-    elif not on_envpool:
+    elif own.vec_env and not on_envpool:
         rest += ["--vec-env", own.vec_env]
     if processes.rank() > 0:  # Process 0 speaks for all
         rest = [argument for argument in rest if argument != "--track"]

@@ -179,9 +179,10 @@ def hub_functions() -> Iterator[None]:
 def action_masks() -> Iterator[None]:
     """
     Let the agents of REINFORCE that RL Zoo's scripts load, which have to be imported within the ``with`` statement, go by the
-    action masks of the environment that the script has made.
+    action masks of the environment that the script has made, with the ``env_kwargs`` of its entry.
 
-    rl_zoo3 2.9.2 calls ``model.predict`` without masks, and has no ``MaskablePPO`` among its algorithms.
+    rl_zoo3 2.9.2 calls ``model.predict`` without masks, and has no ``MaskablePPO`` among its algorithms. Its ``record_video``
+    and ``push_to_hub`` leave out the ``env_kwargs`` of the entry.
     """
     import rl_zoo3
     from rl_zoo3 import utils
@@ -193,7 +194,8 @@ def action_masks() -> Iterator[None]:
     create = utils.create_test_env
 
     def create_test_env(*args: Any, **kwargs: Any) -> Any:
-        envs.append(create(*args, **kwargs))
+        of_entry = (kwargs.get("hyperparams") or {}).pop("env_kwargs", None) or {}
+        envs.append(create(*args, **{**kwargs, "env_kwargs": {**of_entry, **(kwargs.get("env_kwargs") or {})}}))
         return envs[-1]
 
     def load(*args: Any, original: Callable[..., Any] = REINFORCE.load, **kwargs: Any) -> Any:
