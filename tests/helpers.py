@@ -335,8 +335,8 @@ def hidden_state(model):
     """Return the learned numbers that no public attribute shows."""
     value_rms = model._value_rms
     of_critic = float(value_rms.mean), float(value_rms.var), value_rms.count
-    longest = max(model._mean_episode_lengths, default=0.0)
-    return model._kl_learning_rate_factor, longest, float(model._advantage_rms.var), *of_critic
+    lengths = tuple(model._mean_episode_lengths)
+    return model._kl_learning_rate_factor, lengths, float(model._advantage_rms.var), *of_critic
 
 
 def state_of(model):

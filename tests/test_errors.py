@@ -270,6 +270,7 @@ def test_returns_overflow(kwargs):
 @pytest.mark.parametrize("baseline", ["timestep", "value"])
 def test_policy_gradient_is_not_finite(value, max_grad_norm, baseline):
     model = make_model(max_grad_norm=max_grad_norm, baseline=baseline).learn(1)
+    model._mean_episode_lengths *= 2  # The next rollout has episodes of the same length
     before, hidden_before = learned_state(model), hidden_state(model)
     handle = model.policy.action_net.weight.register_hook(lambda grad: th.full_like(grad, value))
     with raises("policy gradient is not finite", "no step was made"):

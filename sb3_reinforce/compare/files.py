@@ -22,6 +22,9 @@ RESULT = "result.json"
 FAILURE = "failure.json"
 PROGRESS = "progress.json"
 
+#: Hyperparameters of the environment, which those that learn and the references have in common
+OF_ENVIRONMENT = ("env_kwargs", "env_wrapper")
+
 #: Kinds of evaluation: with the most likely actions, and with sampled ones
 KINDS = ("deterministic", "stochastic")
 
@@ -117,8 +120,7 @@ def make_jobs(out: Path, comparison: dict[str, Any]) -> dict[Path, dict[str, Any
                 folder = out / RUNS / contender / (algo or contender) / f"{env_id.replace('/', '-')}_{index}"
                 job = {"contender": contender, "algo": algo, "env": env_id, "seed": seed, **common}
                 if algo is None:
-                    # All contenders have the same environment
-                    job["settings"] = {key: trained["hyperparams"][env_id].get(key) for key in ("env_kwargs", "env_wrapper")}
+                    job["settings"] = {key: trained["hyperparams"][env_id].get(key) for key in OF_ENVIRONMENT}
                 else:
                     job["n_timesteps"] = settings["hyperparams"][env_id]["n_timesteps"]
                     job["arguments"] = train_arguments(out, comparison, job, folder)

@@ -12,8 +12,8 @@ import yaml
 from sb3_reinforce.checks import check_number
 from sb3_reinforce.compare.archive import has_episodes
 from sb3_reinforce.compare.contenders import check_env, parse_contender, resolve
-from sb3_reinforce.compare.files import ARCHIVE, COMPARISON, RUNS, hyperparams_path, read_json, write_json
-from sb3_reinforce.compare.references import OF_ENVIRONMENT, make_env
+from sb3_reinforce.compare.files import ARCHIVE, COMPARISON, OF_ENVIRONMENT, RUNS, hyperparams_path, read_json, write_json
+from sb3_reinforce.compare.references import make_env
 from sb3_reinforce.zoo import register
 
 #: What must be the same to go on with a comparison. Seeds can be added

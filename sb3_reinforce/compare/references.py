@@ -14,9 +14,6 @@ from sb3_reinforce.masks import MaskedModel, MaskLayout
 #: Names of the policies, and the kind of evaluation that each has a score of
 REFERENCES = {"random": "stochastic", "zero_action": "deterministic"}
 
-#: What the environment of a reference has of the hyperparameters of those that learn
-OF_ENVIRONMENT = ("env_kwargs", "env_wrapper")
-
 #: Environments of the evaluation of a policy that has learned
 N_EVAL_ENVS = 10
 
@@ -37,7 +34,7 @@ def make_env(env_id: str, settings: dict[str, Any]) -> DummyVecEnv:
     Make an environment as those that learn have it, without normalization.
 
     :param env_id: Id of an environment
-    :param settings: Its hyperparameters, of which :data:`OF_ENVIRONMENT` count
+    :param settings: Its hyperparameters, of which :data:`~sb3_reinforce.compare.files.OF_ENVIRONMENT` count
     :return: A vectorized environment that holds it
     """
     wrap = get_wrapper_class({"env_wrapper": settings.get("env_wrapper")}) or (lambda env: env)

@@ -13,10 +13,12 @@ from sb3_reinforce.resume.archive import load_latest
 from sb3_reinforce.resume.capture import check_number_of_processes
 from sb3_reinforce.zoo.arguments import Parser
 
-#: Arguments of a run that its continuation does not take: those of the display are given anew, the hyperparameters are in
-#: config.yml, and RL Zoo takes any text after --truncate-last-trajectory for true
-NOT_CONTINUED = {"command", "hyperparams", "progress", "resume", "truncate_last_trajectory", "verbose"}
-NOT_CONTINUED |= {"storage", "study_name", "trial_id"}  # Whose hyperparameters are in config.yml too
+#: Arguments of a run that its continuation does not take: those of the display are given anew, the hyperparameters, also
+#: those of a trial, are in config.yml, and RL Zoo takes any text after --truncate-last-trajectory for true
+NOT_CONTINUED = {
+    *("command", "hyperparams", "progress", "resume", "truncate_last_trajectory", "verbose"),
+    *("storage", "study_name", "trial_id"),
+}
 
 
 def has_ended(model: Path) -> bool:
