@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from scipy.ndimage import label
 
 
 class Bandit(gym.Env):
@@ -125,6 +126,47 @@ class Salesman(gym.Env):
         return min(cls.length([0, *rest]) for rest in permutations(range(1, cls.n_cities)))
 
 
+class RandomMaze(gym.Env):
+    """
+    A maze of its own for every episode: a fifth of the cells are walls, start and goal lie at random in one part of it; -1 for
+    each step. The observation is what surrounds the walker, and the direction of the goal.
+
+    :param size: Cells along each side
+    :param sight: How many cells the walker sees in each direction
+    """
+
+    #: Right, down, left, up
+    moves = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])
+    action_space = spaces.Discrete(4)
+
+    def __init__(self, size: int = 7, sight: int = 2):
+        self.size, self.sight = size, sight
+        self.observation_space = spaces.Box(-1, 1, ((2 * sight + 1) ** 2 + 2,))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.place = self.goal = np.zeros(2, dtype=int)
+        while (self.place == self.goal).all():
+            is_free = self.np_random.random((self.size, self.size)) > 0.2
+            part_of, n_parts = label(is_free)
+            if n_parts:
+                largest = np.bincount(part_of[is_free]).argmax()
+                self.place, self.goal = self.np_random.choice(np.argwhere(part_of == largest), 2)
+        self.is_wall = np.pad(~is_free, self.sight, constant_values=True)
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        place = self.place + self.moves[action]
+        if not self.is_wall[tuple(place + self.sight)]:
+            self.place = place
+        return self._observation(), -1.0, bool((self.place == self.goal).all()), False, {}
+
+    def _observation(self) -> np.ndarray:
+        (row, column), width = self.place, 2 * self.sight + 1
+        around = self.is_wall[row : row + width, column : column + width]
+        return np.array([*around.ravel(), *(self.goal - self.place) / self.size], dtype=np.float32)
+
+
 class TMaze(gym.Env):
     """
     A corridor with a junction at its end (Bakker, Reinforcement learning with long short-term memory, 2001). A sign, which is
@@ -200,6 +242,7 @@ gym.register("Bandit-v0", Bandit)
 gym.register("Parity-v0", Parity)
 gym.register("Corridor-v0", Corridor, max_episode_steps=200)
 gym.register("Salesman-v0", Salesman)
+gym.register("RandomMaze-v0", RandomMaze, max_episode_steps=100)
 gym.register("TMaze-v0", TMaze, max_episode_steps=100)
 gym.register("MaskedTMaze-v0", MaskedTMaze, max_episode_steps=100)
 gym.register("FlatBlackjack-v1", make_flat, kwargs={"env_id": "Blackjack-v1"})

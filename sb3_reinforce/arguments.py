@@ -1,6 +1,5 @@
 """What the arguments of ``REINFORCE`` may be."""
 
-import math
 import warnings
 from typing import Any
 
@@ -78,8 +77,7 @@ def check_arguments(model: Any) -> None:
         check_number(name, getattr(model, name), 1, integer=True)
     check_number("target_steps", model.target_steps, 0, integer=True, or_none=True)
     check_number("cg_damping", model.cg_damping, 0)
-    check_number("ent_coef", model.ent_coef, -math.inf)
-    for name in ("learning_rate", "value_learning_rate"):
+    for name in ("learning_rate", "value_learning_rate", "ent_coef"):
         check_schedule(name, getattr(model, name))
     check_schedule("target_kl", model.target_kl, or_none=True)
     check_number("max_grad_norm", model.max_grad_norm, 0, or_none=True)

@@ -12,7 +12,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_reinforce.advantages import compute_advantages, count_without_signal, describe, to_single_precision, weights
+from sb3_reinforce.advantages import ROUNDING, compute_advantages, count_without_signal, describe, to_single_precision, weights
 from sb3_reinforce.arguments import HINTS, MIN_N_EPISODES, check_arguments, resolve_gae_lambda
 from sb3_reinforce.batch import Chunks, flat_observations
 from sb3_reinforce.batch_policy import batch_policy, has_memory
@@ -68,9 +68,10 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes), ``"greedy"`` (return of an
         episode of the likeliest actions with the same start, whose steps are not learned from) or ``"value"`` (a learned
         critic). See :mod:`sb3_reinforce.baselines`.
-    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. If time limits have cut off all episodes
-        of a batch and the critic says what would have come, then ``target_kl`` gives a step that is as much shorter as the
-        advantages are smaller than they have been so far: little but the critic's errors may tell the episodes apart
+    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. If nothing but the baseline tells the
+        episodes of a batch apart, as all have the same return, or time limits have cut off all of them and the critic says
+        what would have come, then ``target_kl`` gives a step that is as much shorter as the advantages are smaller than they
+        have been so far
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula; ``"step"``: mean
         over all steps, as in A2C
     :param discount_states: Whether ``w_t`` is ``gamma^t``, the exact gradient of the discounted objective (Nota & Thomas,
@@ -79,7 +80,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         ``"bootstrap"`` (the critic says what would have come; needs ``baseline="value"``) or ``"discard"`` (the episode counts
         towards ``n_episodes``, but is not learned from). ``None``: ``"bootstrap"`` with ``baseline="value"`` and
         ``gamma`` below 1, otherwise ``"terminal"``. An episode that terminates on its last step has terminated.
-    :param ent_coef: Entropy coefficient for the loss calculation, reduced over steps and episodes as the gradient is
+    :param ent_coef: Entropy coefficient for the loss calculation, reduced over steps and episodes as the gradient is. It can
+        be a function of the current progress remaining
     :param n_value_epochs: Number of passes of the critic over the batch, after the advantages are taken
     :param value_batch_size: Minibatch size of the critic, in steps
     :param value_learning_rate: Learning rate of the critic, it can be a function of the current progress remaining
@@ -151,7 +153,7 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         reduction: str = "episode",
         discount_states: bool = False,
         time_limit: str | None = None,
-        ent_coef: float = 0.0,
+        ent_coef: float | Schedule = 0.0,
         n_value_epochs: int = 10,
         value_batch_size: int = 256,
         value_learning_rate: float | Schedule = 1e-3,
@@ -301,17 +303,20 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
             # Gradient
             count = buffer.total_episodes if self.reduction == "episode" else buffer.total_steps
+            ent_coef = evaluate("ent_coef", self.ent_coef, self._current_progress_remaining)
             gradient = policy_gradient(
-                policy, chunks, count, buffer.total_steps, self.ent_coef, self.max_grad_norm, buffer.first_half
+                policy, chunks, count, buffer.total_steps, ent_coef, self.max_grad_norm, buffer.first_half
             )
             metrics |= gradient.metrics
+            if self.ent_coef:
+                metrics["ent_coef"] = ent_coef
 
             # Step
             policy.set_training_mode(False)
             advantage_rms = self._advantage_rms.copy()
             advantage_rms.update_from_moments(np.zeros(()), np.square(metrics["advantage_std"]), buffer.total_steps)
             ratio = metrics["advantage_std"] / (math.sqrt(advantage_rms.var) or 1.0)
-            metrics |= self._step(gradient, chunks, min(1.0, ratio) if self._rests_on_critic() else 1.0)
+            metrics |= self._step(gradient, chunks, min(1.0, ratio) if self._rests_on_baseline(metrics) else 1.0)
             metrics["advantage_ratio"], self._advantage_rms = ratio, advantage_rms
 
         if rank() == 0:  # All processes have the same numbers
@@ -359,15 +364,17 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         )
         return metrics
 
-    def _rests_on_critic(self) -> bool:
+    def _rests_on_baseline(self, metrics: dict[str, float]) -> bool:
         """
-        Find whether time limits have cut off all episodes of the batch, so that all normalized advantages rest on what the
-        critic says would have come. All processes that share a batch have to call this.
+        Find whether nothing but the baseline tells the episodes of the batch apart: all have the same return, or time limits
+        have cut off all of them, and the critic says what would have come. All processes that share a batch have to call this.
 
-        :return: Whether it is so
+        :param metrics: Result of :meth:`_estimate_advantages`
+        :return: Whether it is so, and advantages are normalized
         """
         have_ended = all_max(any(not episode.truncated for episode in self.rollout_buffer.episodes))
-        return self.normalize_advantage and self.bootstraps and not have_ended
+        are_equal = metrics["return_std"] <= ROUNDING * abs(metrics["return_mean"])
+        return self.normalize_advantage and (are_equal or (self.bootstraps and not have_ended))
 
     def _step(self, gradient: PolicyGradient, chunks: Chunks, ratio: float) -> dict[str, float]:
         """

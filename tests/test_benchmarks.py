@@ -164,6 +164,33 @@ def test_salesman():
     assert play(env, [0]) == ([-10.0], True)
 
 
+def test_random_maze():
+    """The goal can be reached, walls stop, the observation shows them, and a seed gives its maze again."""
+    env, lengths = tasks.RandomMaze(), []
+    for seed in range(50):
+        first, _ = env.reset(seed=seed)
+        assert first.shape == (27,) and env.observation_space.contains(first)
+        walls, start, goal = env.is_wall.copy(), tuple(env.place), tuple(env.goal)
+        assert not walls[start[0] + 2, start[1] + 2] and first[12] == 0 and start != goal
+        assert first[25:] == pytest.approx(np.subtract(goal, start) / env.size)
+        # The nearest cells first: how long is the shortest way
+        distance, border = {start: 0}, [start]
+        for cell in border:
+            for move in env.moves:
+                near = (cell[0] + move[0], cell[1] + move[1])
+                if not walls[near[0] + 2, near[1] + 2] and near not in distance:
+                    distance[near] = distance[cell] + 1
+                    border.append(near)
+        lengths.append(distance[goal])
+        for action, seen in enumerate((13, 17, 11, 7)):  # Right, down, left, up
+            env.reset(seed=seed)
+            assert np.array_equal(env.is_wall, walls)
+            _, reward, terminated, _, _ = env.step(action)
+            assert reward == -1.0 and (tuple(env.place) == start) == bool(first[seen])
+            assert terminated == (tuple(env.place) == goal)
+    assert max(lengths) > 7  # From start to start, the returns differ
+
+
 def test_first_hour_is_the_bare_call():
     entries = yaml.safe_load((ROOT / "benchmarks" / "first_hour.yml").read_text())
     assert {name: keys for name, entry in entries.items() if (keys := entry.keys() - {"policy", "n_timesteps"})} == {

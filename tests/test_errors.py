@@ -51,7 +51,7 @@ def kwargs_only(x):
         ),
         *((dict(value_learning_rate=x), (f"value_learning_rate={x!r}", "[0, inf)")) for x in ("lin_0.01", -0.01, NAN, None)),
         *((dict(target_kl=x), (f"target_kl={x!r}", "[0, inf)", "function")) for x in ("lin_0.01", -0.01, NAN)),
-        *((dict(ent_coef=x), (f"ent_coef={x!r}", "a number")) for x in ("lin_0.01", NAN, None)),
+        *((dict(ent_coef=x), (f"ent_coef={x!r}", "[0, inf)", "function")) for x in ("lin_0.01", -0.01, NAN, None)),
         *((dict(max_grad_norm=x), (f"max_grad_norm={x!r}", "a number in [0, inf), or None")) for x in ("x", -0.5, NAN)),
         *((dict(n_value_epochs=x), (f"n_value_epochs={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
         *((dict(value_batch_size=x), (f"value_batch_size={x!r}", "an integer in [1, inf)")) for x in (0, 1.5, None)),
@@ -71,7 +71,7 @@ def test_bad_argument(kwargs, message):
 
 
 @pytest.mark.parametrize("value", [1, 0.01, np.float64(0.01), lambda _: 0.01])
-@pytest.mark.parametrize("name", ["learning_rate", "value_learning_rate", "target_kl"])
+@pytest.mark.parametrize("name", ["learning_rate", "value_learning_rate", "target_kl", "ent_coef"])
 def test_numbers_and_schedules(name, value):
     model = make_model(baseline="value", **{name: value})
     assert model.learn(1)._n_updates == 1

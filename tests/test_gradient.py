@@ -129,6 +129,19 @@ def test_entropy_gradient():
     np.testing.assert_allclose(gradient_of(model)["log_std"].item(), expected, rtol=1e-5)
 
 
+def test_entropy_schedule():
+    """A function of the progress counts as the number that it gives where the batch begins, as the log says."""
+    model = make_model(PENDULUM, n_episodes=3, **ESTIMATOR)
+    collect(model)
+    model._current_progress_remaining = 0.75
+    model.ent_coef = 0.3
+    expected = gradient_of(model)
+    model.ent_coef = lambda progress: 0.4 * progress
+    actual = gradient_of(model)
+    assert all(th.equal(actual[name], part) for name, part in expected.items())
+    assert train_again(model)["train/ent_coef"] == pytest.approx(0.3)
+
+
 def test_entropy_gradient_without_an_analytical_form(monkeypatch):
     """``log pi grad log pi`` is -1 per unit of log_std in expectation (within 5 standard errors), ``grad log pi`` is 0."""
     model = make_model(PENDULUM, n_episodes=3, **ESTIMATOR)

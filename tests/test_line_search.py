@@ -54,7 +54,7 @@ def test_first_step_is_taken_back_with_the_state_of_the_optimizer(monkeypatch):
 @pytest.mark.parametrize(
     "value", [np.inf, -1.0, np.nan, lambda progress: np.inf, lambda progress: np.nan, lambda progress: -1]
 )
-@pytest.mark.parametrize("name", ["target_kl", "value_learning_rate"])
+@pytest.mark.parametrize("name", ["target_kl", "value_learning_rate", "ent_coef"])
 def test_targets_are_finite(name, value):
     with pytest.raises(ValueError, match=f"{name}=.*must be .*in \\[0(.0)?, inf\\)|Invalid learning rate"):
         make_model(baseline="value", **{name: value}).learn(1)
@@ -134,6 +134,20 @@ def test_where_the_target_alone_is_the_length(kwargs):
     """Advantages that are not normalized, or differences between real returns."""
     _, logs = learn_scaled([1.0, 0.01], natural_gradient=True, **kwargs)
     assert logs[1]["train/approx_kl"] == pytest.approx(1e-4, rel=0.3)
+
+
+@pytest.mark.parametrize("natural_gradient", [True, False])
+def test_returns_that_are_all_the_same(natural_gradient):
+    """The errors of a critic are no reason to move far: not after other rewards, nor where there has never been one."""
+    _, logs = learn_scaled([1.0] * 3 + [0.0] * 5, truncate=False, natural_gradient=natural_gradient)
+    ratios = np.array([log["train/advantage_ratio"] for log in logs[3:]])
+    assert (ratios < 0.8).all() and logs[-1]["train/return_std"] == 0.0
+    if natural_gradient:
+        found = [log["train/approx_kl"] for log in logs[3:]]
+        np.testing.assert_allclose(found, 1e-4 * ratios**2, rtol=0.3, atol=1e-7)
+    with pytest.warns(UserWarning, match="the first 10 updates had the same return, 0"):
+        _, logs = learn_scaled([0.0] * 20, truncate=False, natural_gradient=natural_gradient)
+    assert logs[-1]["train/approx_kl"] < 0.01 * logs[0]["train/approx_kl"]
 
 
 def test_learn_forgets_earlier_advantages():

@@ -281,7 +281,7 @@ def test_checkpoint_within_a_rollout(tmp_path):
 
 @pytest.mark.parametrize("schedule", [lambda progress: 0.1 * progress, LinearSchedule(0.1, 0.0, 1.0), 0.1])
 def test_schedules(tmp_path, schedule):
-    schedules = dict(learning_rate=schedule, value_learning_rate=schedule, target_kl=schedule)
+    schedules = dict(learning_rate=schedule, value_learning_rate=schedule, target_kl=schedule, ent_coef=schedule)
     make_model(baseline="value", **schedules).learn(40).save(tmp_path / "model")
     loaded = REINFORCE.load(tmp_path / "model", env=count_envs())
     for name in schedules:

@@ -226,7 +226,7 @@ def schedules(agent):
     from stable_baselines3.common.utils import FloatSchedule
 
     model = REINFORCE.load(agent)
-    names = ("learning_rate", "target_kl", "value_learning_rate")
+    names = ("learning_rate", "target_kl", "value_learning_rate", "ent_coef")
     return {name: [FloatSchedule(getattr(model, name))(progress) for progress in (1, 0.5, 0)] for name in names}
 
 
@@ -234,7 +234,7 @@ def schedules(agent):
 def test_hyperparams_and_subprocesses(tmp_path):
     (tmp_path / "processes.py").write_text(PROCESSES)
     hyperparams = ["n_envs:2", "n_episodes:3", "baseline:timestep", "group_size:3", "policy_kwargs:dict(net_arch=[8])"]
-    hyperparams += ["learning_rate:'lin_0.02'", "target_kl:lin_0.1", "value_learning_rate:lin_1e-3"]
+    hyperparams += ["learning_rate:'lin_0.02'", "target_kl:lin_0.1", "value_learning_rate:lin_1e-3", "ent_coef:lin_0.2"]
     hyperparams += ["env_wrapper:processes.Processes", "policy:'sb3_reinforce.MlpPolicy'"]
     options = ["--vec-env", "subproc", "--uuid", "--seed", "1", "--log-interval", "2", "--device", "cpu", "--num-threads", "1"]
     output = succeed(tmp_path, *TRAIN, "-n", "80", "--verbose", "2", *options, "-params", *hyperparams)
@@ -257,8 +257,9 @@ def test_hyperparams_and_subprocesses(tmp_path):
         "learning_rate": [0.02, 0.01, 0.0],
         "target_kl": pytest.approx([0.1, 0.0505, 0.001]),
         "value_learning_rate": [1e-3, 5e-4, 0.0],
+        "ent_coef": [0.2, 0.1, 0.0],
     }
-    constant = dict.fromkeys(("learning_rate", "lr_schedule", "target_kl", "value_learning_rate"), 0.1)
+    constant = dict.fromkeys(("learning_rate", "lr_schedule", "target_kl", "value_learning_rate", "ent_coef"), 0.1)
     model = REINFORCE.load(agent, custom_objects=constant)
     assert (model.n_envs, model.group_size, model.baseline) == (2, 3, "timestep")
     assert model.policy.mlp_extractor.latent_dim_pi == 8
@@ -504,7 +505,7 @@ BAD_TRAIN = [
     ((*AGENT, "-params", "policy_kwargs:dict(net_arch=[8]"), 2, ["policy_kwargs: 'dict(net_arch=[8]'", "never closed"]),
     ((*AGENT, "-params", "policy_kwargs:dict(activation_fn=ReLU)"), 2, ["policy_kwargs", "'ReLU' is not defined"]),
     ((*AGENT, "-params", "policy_kwargs:dict(net_arc=[8])"), 1, ["'net_arc'", "'net_arch'"]),
-    ((*AGENT, "-params", "ent_coef:lin_0.01"), 1, ["ent_coef='lin_0.01'", "a number"]),
+    ((*AGENT, "-params", "ent_coef:lin_x"), 1, ["ent_coef='lin_x'", "'lin_'"]),
     ((*AGENT, "-params", "learning_rate:linear"), 1, ["learning_rate='linear'", "'lin_'"]),
     ((*AGENT, "-params", "target_kl:lin_x"), 1, ["target_kl='lin_x'", "'lin_'"]),
     ((*AGENT, "-i", "missing.zip"), 1, ["path to a .zip file"]),

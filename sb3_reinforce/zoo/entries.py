@@ -39,6 +39,7 @@ SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")
 REINFORCE_SCHEDULES: dict[str, Callable[[float], Schedule]] = {
     "target_kl": target_kl_schedule,
     "value_learning_rate": linear_schedule,
+    "ent_coef": linear_schedule,
 }
 
 
