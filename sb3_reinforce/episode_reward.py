@@ -98,7 +98,7 @@ class EpisodeReward(BaseCallback):
         buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
         # Greedy episodes are judged like those that they are compared with
         episodes: list[Episode] = [*buffer.episodes, *buffer.greedy_episodes]
-        judgements = self.function(episodes) if self.of_batch else [self.function(episode) for episode in episodes]
+        judgements = list(self.function(episodes)) if self.of_batch else [self.function(episode) for episode in episodes]
         if len(judgements) != len(episodes):
             raise ValueError(f"{len(episodes)} episodes were judged, and {len(judgements)} judgements returned")
         model: Any = self.model
@@ -177,8 +177,8 @@ class EpisodeRewardWrapper(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
-        self._episode.steps.append((self._observation, action, float(reward), info))
-        # A copy, as some environments return the same array in each step
+        # Copies, as some environments return the same arrays in each step
+        self._episode.steps.append((self._observation, deepcopy(action), float(reward), info.copy()))
         self._observation = self._episode.terminal_observation = deepcopy(observation)
         self._episode.truncated = truncated and not terminated
         if not (terminated or truncated):

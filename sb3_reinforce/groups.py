@@ -1,6 +1,7 @@
 """Which episodes of a rollout share their start."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.parallel.processes import on_first
 from sb3_reinforce.quota import EpisodeQuota
+from sb3_reinforce.vec_env.shared_starts import Start
 
 
 def draw_seeds(n: int) -> list[int]:
@@ -49,25 +51,17 @@ class Groups:
         :param env: The environment, whose next reset is the first start
         :param options: Function that gives the options of a reset for its seed
         """
-        n_groups = self._quota.n_episodes // self._size
-        seeds = draw_seeds(n_groups)
-        self._queue(env, [[seeds[number // self._size] for number in numbers] for numbers in self._quota.numbers], options)
+        shared = self._draw(self._quota.n_episodes // self._size, options)
+        # Without a last start of their own, environments of one group would go on with the same random numbers
+        last = self._draw(self._quota.total_envs, options)[self._quota.first_env :]
+        for env_idx, numbers in enumerate(self._quota.numbers):
+            starts = [*(shared[number // self._size] for number in numbers), last[env_idx]]
+            env.env_method("queue_starts", deepcopy(starts), indices=env_idx)
         env.unwrapped._reset_seeds()  # Of the environment itself, which would come first
 
-    def release(self, env: VecEnv) -> None:
-        """
-        Let the environments forget starts that are left, when a rollout is stopped.
-
-        :param env: The environment
-        """
-        self._queue(env, [[] for _ in self._quota.numbers], None)
-
-    def _queue(self, env: VecEnv, seeds: list[list[int]], options: Callable[[int], dict[str, Any]] | None) -> None:
-        # Without a last start of their own, environments of one group would go on with the same random numbers
-        last = draw_seeds(self._quota.total_envs)[self._quota.first_env :]
-        for env_idx, (own, last_seed) in enumerate(zip(seeds, last, strict=False)):
-            starts = [(seed, options(seed) if options else None) for seed in [*own, last_seed]]
-            env.env_method("queue_starts", starts, indices=env_idx)
+    @staticmethod
+    def _draw(n: int, options: Callable[[int], dict[str, Any]] | None) -> list[Start]:
+        return [(seed, options(seed) if options else None) for seed in draw_seeds(n)]
 
     def finish(self, env_idx: int) -> dict[str, Any]:
         """

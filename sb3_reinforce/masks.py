@@ -78,7 +78,11 @@ class MaskLayout:
         :return: The masks, shape ``(n_envs, mask_size)``
         :raises ValueError: If they have another shape or other values than 0 and 1, or no action of a choice is valid
         """
-        given = np.asarray(masks)
+        try:
+            given = np.asarray(masks)
+        except ValueError as error:
+            needed = f"{self.action_space} needs {(n_envs, self.size)}, the choices of each environment end to end"
+            raise ValueError(f"Action masks are of unlike shapes, and {needed}") from error
         if given.size != n_envs * self.size:
             raise ValueError(f"Action masks have shape {given.shape}, {self.action_space} needs {(n_envs, self.size)}")
         given = given.reshape(n_envs, self.size)
@@ -202,21 +206,31 @@ def _masked(distribution: Categorical, masks: th.Tensor) -> Categorical:
 class MaskedModel:
     """
     A model that reads the masks of the environment in which it is evaluated: ``evaluate_policy(MaskedModel(model, env), env)``
-    for SB3's ``evaluate_policy``. All but ``predict`` is that of the model.
+    for SB3's ``evaluate_policy``. All but ``predict`` is that of the model, also what is set.
 
     :param model: A model whose ``predict`` takes ``action_masks``
     :param env: The vectorized environment that its actions are for
     """
 
+    _is_known: bool
+    _masks: ActionMasks | None
+    _resets: list[Any]
+
     def __init__(self, model: Any, env: VecEnv):
-        self._model, self._env = model, env
         # Where the masks come from can be told after a reset
-        self._is_known = False
-        self._masks: ActionMasks | None = None
-        self._resets: list[Any] = [None] * env.num_envs
+        own = {"_model": model, "_env": env, "_is_known": False, "_masks": None, "_resets": [None] * env.num_envs}
+        self.__dict__.update(own)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_model":  # Of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._model, name, value)
 
     def predict(
         self,

@@ -210,6 +210,8 @@ class ReinforcePolicy(BatchMethods, ActorCriticPolicy):
             self._action_masks = None
 
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        if self._action_masks is not None and len(self._action_masks) != len(latent_pi):
+            raise ValueError(f"{len(self._action_masks)} action masks were given for {len(latent_pi)} observations")
         if not self.state_dependent_std:
             return mask_distribution(super()._get_action_dist_from_latent(latent_pi), self._action_masks)
         latent_mean = latent_std = latent_pi

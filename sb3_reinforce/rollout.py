@@ -3,7 +3,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_reinforce.batch import Episode
+from sb3_reinforce.batch_policy import has_memory
 from sb3_reinforce.buffers import EpisodeRolloutBuffer
 from sb3_reinforce.callbacks import all_callbacks
 from sb3_reinforce.checks import check_finite
@@ -33,6 +34,8 @@ DEFAULT_N_EPISODES, DEFAULT_TARGET_STEPS = 8, 512
 
 #: Steps that a rollout buffer has room for at first.
 INITIAL_BUFFER_SIZE = 2048
+
+SelfEpisodic = TypeVar("SelfEpisodic", bound="EpisodicOnPolicyAlgorithm")
 
 
 class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
@@ -168,6 +171,11 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
             ``None``: those in the observation, if the model has learned with such
         :return: The action, and the next hidden states
         """
+        if has_memory(self.policy) and state is None and not (episode_start is None or np.all(episode_start)):
+            warnings.warn(
+                "A policy with memory is to go on with an episode without its state: hand on the state that predict has "
+                "returned. (sb3_contrib's evaluate_policy with masks does not: take SB3's, and MaskedModel(model, vec_env))"
+            )
         if action_masks is None and self.mask_source == "observation":
             action_masks = observation[KEY]
         if action_masks is not None:
@@ -184,6 +192,13 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         self._starts = mark_starts(self.env)  # type: ignore[arg-type]
         return total_timesteps, callback
+
+    def learn(self: SelfEpisodic, *args: Any, **kwargs: Any) -> SelfEpisodic:
+        try:
+            return super().learn(*args, **kwargs)
+        finally:  # Also where a callback or an error has stopped a rollout, unless it left processes in the middle of a step
+            if self._shares_starts and not getattr(self.env.unwrapped, "waiting", False):  # type: ignore[union-attr]
+                self.env.env_method("forget_starts")  # type: ignore[union-attr]
 
     def dump_logs(self, iteration: int = 0) -> None:
         """
@@ -411,8 +426,6 @@ class EpisodicOnPolicyAlgorithm(ResumableAlgorithm, DataParallelAlgorithm):
         self.num_timesteps = self._rollout_start + counts.timesteps
         shared.merge_statistics()
         if counts.is_stopped:
-            if groups.are_shared:
-                groups.release(env)
             self._share_infos(shared)
             return False
         self.logger.record("rollout/episodes", counts.episodes - groups.n_greedy)

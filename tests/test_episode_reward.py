@@ -126,6 +126,27 @@ def test_wrapper_pays_the_same():
         np.testing.assert_allclose(np.clip(one, -1, 1), np.clip(other, -1, 1), rtol=1e-6)
 
 
+def test_wrapper_keeps_copies():
+    """Some environments, and loops, use their arrays and infos again."""
+
+    info = {}
+
+    class Frugal(Recorded):
+        def step(self, action):
+            *outcome, _ = super().step(action)
+            info["time"] = self.time
+            return *outcome, info
+
+    seen, action = [], np.zeros(1)
+    env = EpisodeRewardWrapper(Frugal(1), lambda episode: seen.append(episode) or 0.0)
+    env.reset(seed=0)
+    for action[:] in range(100):
+        if env.step(action)[2]:
+            break
+    assert seen[0].actions[:, 0].tolist() == list(range(len(seen[0])))
+    assert [info["time"] for info in seen[0].infos] == list(range(1, len(seen[0]) + 1))
+
+
 def test_a_judgement_has_no_future():
     """The critic is not to add to it at a time limit: the wrapper tells a termination, the callback warns."""
     env = Monitor(Recorded(1))

@@ -1,10 +1,14 @@
 """Episodes that share a start."""
 
+import re
+from contextlib import nullcontext
+from itertools import count
 from types import SimpleNamespace
 from unittest import mock
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -17,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_reinforce import REINFORCE
 from sb3_reinforce.compare.gradients import gradients
-from sb3_reinforce.compare.shared_starts import start_share
+from sb3_reinforce.compare.shared_starts import describe, start_share
 from sb3_reinforce.quota import EpisodeQuota
 from sb3_reinforce.sampler import NumpySampler, TorchSampler
 from sb3_reinforce.vec_env.shared_starts import SharedStarts
@@ -105,6 +109,21 @@ def test_next_batch_has_other_starts_and_the_same_seed_the_same_ones():
     assert [
         group[0] for _ in range(3) for group in starts_of(again.learn(1, reset_num_timesteps=False).rollout_buffer)
     ] == seen
+
+
+def test_options_are_asked_for_once_in_a_group():
+    numbers = count()
+    starts = starts_of(learn(make_vec_env(Lottery, 2), group_options=lambda _: {"start": next(numbers) / 1000}).rollout_buffer)
+    assert [len(set(group)) for group in starts] == [1] * 4 and len({group[0] for group in starts}) == 4
+
+
+def test_settings_reach_the_environment():
+    """A callback that makes the task harder sets them with SB3's ``set_attr``."""
+    env = DummyVecEnv([Lottery, Lottery])
+    learn(env)
+    env.set_attr("level", 5, indices=[1])
+    assert [getattr(each.unwrapped, "level", None) for each in env.envs] == [None, 5]
+    assert env.get_attr("level", [1]) == [5]
 
 
 def test_options():
@@ -208,12 +227,17 @@ def test_a_callback_can_evaluate_in_an_environment_that_is_normalized_likewise(t
     assert callback.n_calls > 5 and callback.last_mean_reward > 0
 
 
-@pytest.mark.parametrize("stops", [False, True])
-def test_the_environments_can_be_used_without_groups_afterwards(stops):
-    """Each goes on with random numbers of its own, also if a callback has stopped the rollout."""
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("callback", [None, lambda *_: False, interrupt], ids=["", "stopped", "interrupted"])
+def test_the_environments_can_be_used_without_groups_afterwards(callback):
+    """Each goes on with random numbers of its own, also if a callback or an error has stopped the rollout."""
     env = make_vec_env("CartPole-v1", 4)
     model = make_model(env, n_episodes=8, group_size=4)
-    model.learn(1, callback=(lambda *_: model.num_timesteps < 8) if stops else None)
+    with pytest.raises(KeyboardInterrupt) if callback is interrupt else nullcontext():
+        model.learn(1, callback=callback)
     assert all(len(np.unique(env.reset(), axis=0)) == 4 for _ in range(3))
     env.seed(3)
     expected = make_vec_env("CartPole-v1", 4)
@@ -280,6 +304,26 @@ def test_models_that_gradients_of_groups_are_not_for(tmp_path):
     assert np.isfinite(table["variance"]).all() and (table["n_batches"] == 8).all()
 
 
+@pytest.mark.parametrize(
+    "share, variances, advice",
+    [
+        (0.05, [(4.0, 1.0)], "5% of the variance.*groups cannot help here"),
+        (0.6, [(4.0, 2.0), (3.0, 5.0)], "60% .*group_size=4 is worth a try: gradients of 16 episodes vary 0.67 times as much"),
+        (0.6, [(4.0, 8.0), (5.0, 9.0)], "groups cost: gradients of 16 episodes vary 2.00 times as much"),
+        (0.6, [(4.0, 4.4)], "groups change little: gradients of 16 episodes vary 1.10 times as much"),
+    ],
+)
+def test_advice(share, variances, advice):
+    """By the larger batches, and by the better baseline with and without groups."""
+    rows = [
+        dict(returns="episode", baseline=str(i), n_episodes=n, group_size=size, n_batches=9, variance=variance, snr=1.0)
+        for i, pair in enumerate(variances)
+        for size, right in zip((1, 4), pair, strict=True)
+        for n, variance in ((8, 1 / right), (16, right))
+    ]
+    assert re.search(advice, describe(share, pd.DataFrame(rows), 4))
+
+
 # Bad input
 
 
@@ -318,8 +362,11 @@ def test_a_baseline_that_knows_no_groups():
         (lambda: SubprocVecEnv([lambda: Monitor(Lottery())]), "those of SubprocVecEnv are out of reach: take a DummyVecEnv"),
     ],
 )
-def test_environments_whose_start_cannot_be_told(env, message):
+def test_environments_whose_start_cannot_be_told(env, message, tmp_path):
     env = env()
     with pytest.raises(ValueError, match=message):
         learn(env)
+    with pytest.raises(ValueError, match=message):
+        gradients(tmp_path, make_model(env), n_episodes=8, batch_sizes=[4], group_size=2)
+    assert not list(tmp_path.iterdir())  # Before any work is lost
     env.close()

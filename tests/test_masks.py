@@ -1,5 +1,8 @@
 """Invalid-action masks: where they come from, what they do to distributions and to the update."""
 
+from copy import deepcopy
+from unittest import mock
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -261,8 +264,28 @@ def test_evaluation_goes_by_the_masks(offer, policy, tmp_path):
     else:
         with pytest.warns(UserWarning, match="has learned with action masks"):
             loaded.predict(eval_env.reset())
-    if offer == "method":
+    if offer == "method" and policy == "MlpPolicy":
         evaluate_with_masks(loaded, eval_env)
+    elif offer == "method":  # It forgets the state of the policy
+        with pytest.warns(UserWarning, match="go on with an episode without its state"):
+            evaluate_with_masks(loaded, eval_env)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_masked_model_is_the_model_besides(memory):
+    """What is read and set is that of the model, a copy is one, and a policy with memory gets its states back."""
+    env = make_env()
+    model = make_model(env, "MlpLstmPolicy" if memory else "MlpPolicy")
+    masked = deepcopy(MaskedModel(model, env))
+    assert masked._model is not model and masked.gamma == model.gamma
+    masked = MaskedModel(model, env)
+    masked.gamma = 0.5
+    assert model.gamma == 0.5 and "gamma" not in vars(masked)
+    with mock.patch.object(model.policy, "predict", side_effect=model.policy.predict) as predict:
+        evaluate_policy(masked, env, n_eval_episodes=2)
+    assert predict.call_count > 2
+    for i, call in enumerate(predict.call_args_list):
+        assert (call.args[1] is None) == (i == 0 or not memory)
 
 
 @pytest.mark.parametrize("name", ACTION_SPACES)
@@ -318,6 +341,18 @@ def test_masks_that_do_not_fit():
         MaskLayout(discrete).check([[1.0, 0.3, 1.0, 1.0]], 1)
     with raises("cannot be masked", "use_masking=False"):
         MaskLayout(spaces.Box(-1, 1, (2,)))
+    with raises("Action masks are of unlike shapes", "needs (2, 4)"):
+        MaskLayout(discrete).check([[1, 0, 1], [1, 0, 1, 0]], 2)
+    with raises("Action masks are of unlike shapes", "needs (1, 9), the choices of each environment end to end"):
+        MaskLayout(several).check([([1, 1], [1, 0, 0, 1], [1, 1, 1])], 1)
+
+
+@pytest.mark.parametrize("n_masks, n_observations", [(1, 2), (2, 3), (3, 1)])
+def test_as_many_masks_as_observations(n_masks, n_observations):
+    model = make_model(MaskEnv())
+    observations = np.stack([model.observation_space.sample() for _ in range(n_observations)])
+    with raises(f"{n_masks} action masks were given for {n_observations} observations"):
+        model.predict(observations, action_masks=some_masks(model.action_space, n_masks))
 
 
 def test_an_environment_without_a_valid_action():

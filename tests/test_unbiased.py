@@ -79,10 +79,22 @@ class SmallMDP(gym.Env):
 class RandomStart(SmallMDP):
     """The seed of the reset decides the start, and the later transitions."""
 
+    #: How large the rewards of an episode are, by its start
+    scales = (1.0, 1.0, 1.0)
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.state = int(self.np_random.integers(N_STATES))
+        self.scale = self.scales[self.state]
         return self._observation(), {}
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, self.scale * reward, *rest
+
+
+class UnlikeStarts(RandomStart):
+    scales = (0.1, 1.0, 10.0)
 
 
 def enumerate_gradient(model, horizon, estimate, start=0):
@@ -164,14 +176,16 @@ def make_model(horizons, cls=REINFORCE, n_episodes=4, env_class=SmallMDP, **kwar
     return model
 
 
-def p_value(model, expected, n_updates=1000):
+def p_value(model, expected, n_updates=1000, up_to_a_factor=False):
     callback = Estimates(n_updates)
     model.learn(n_updates + 1 if isinstance(model, FirstToFinish) else 10**7, callback=callback, log_interval=None)
     estimates = np.array(callback.estimates)
     assert estimates.shape == (n_updates, N_STATES)
-    error = estimates.mean(axis=0) - expected
-    statistic = error @ np.linalg.solve(np.cov(estimates.T) / n_updates, error)
-    return stats.chi2.sf(statistic, df=N_STATES)
+    mean, precision = estimates.mean(axis=0), np.linalg.inv(np.cov(estimates.T) / n_updates)
+    if up_to_a_factor:
+        expected = expected * (mean @ precision @ expected) / (expected @ precision @ expected)
+    error = mean - expected
+    return stats.chi2.sf(error @ precision @ error, df=N_STATES - up_to_a_factor)
 
 
 def expected_gradient(model, horizons):
@@ -263,18 +277,18 @@ class NormalizedPerStart(REINFORCE):
         return metrics
 
 
-def p_value_of_groups(horizons, **settings):
-    model = make_model(horizons, n_episodes=8, env_class=RandomStart, **settings)
+def p_value_of_groups(horizons, env_class=RandomStart, up_to_a_factor=False, **settings):
+    model = make_model(horizons, n_episodes=8, env_class=env_class, **settings)
     expected = np.mean(
         [
-            enumerate_gradient(model, horizon, score_times_return(model), start)
+            scale * enumerate_gradient(model, horizon, score_times_return(model), start)
             for horizon in horizons
-            for start in range(N_STATES)
+            for start, scale in enumerate(env_class.scales)
         ],
         axis=0,
     )
     factor = 1 - 1 / model.group_size if model.baseline == "mean" else 1.0
-    return p_value(model, factor * expected)
+    return p_value(model, factor * expected, up_to_a_factor=up_to_a_factor)
 
 
 @pytest.mark.slow
@@ -282,8 +296,12 @@ def p_value_of_groups(horizons, **settings):
 @pytest.mark.parametrize(
     "baseline, group_size, horizons",
     [
-        *((baseline, 4, [3, 3]) for baseline in (None, *BASELINES, "greedy", "value")),
-        *(("timestep", 2, horizons) for horizons in ([4], [3, 3, 3])),
+        *(
+            (baseline, group_size, horizons)
+            for baseline in (None, *BASELINES, "greedy", "value")
+            for group_size, horizons in ((4, [3, 3]), (2, [4]))
+        ),
+        ("timestep", 2, [3, 3, 3]),
         ("greedy", 1, [4, 4]),
     ],
 )
@@ -293,6 +311,9 @@ def test_groups_are_unbiased(baseline, group_size, horizons):
 
 
 @pytest.mark.slow
-def test_normalization_per_start_is_rejected():
-    settings = dict(baseline="leave_one_out", group_size=4)
-    assert p_value_of_groups([3, 3], cls=NormalizedPerStart, **settings) < 1e-8
+@pytest.mark.parametrize("cls, is_right", [(REINFORCE, True), (NormalizedPerStart, False)])
+def test_normalization_per_start_is_rejected(cls, is_right):
+    """It gives starts of unlike rewards the same weight: not even the direction of the gradient is right."""
+    settings = dict(baseline="leave_one_out", group_size=4, env_class=UnlikeStarts, up_to_a_factor=True)
+    p = p_value_of_groups([3, 3], cls=cls, **settings)
+    assert p > 1e-4 if is_right else p < 1e-8

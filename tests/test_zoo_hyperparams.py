@@ -78,6 +78,19 @@ def set_up(env_id, folder, algo, keys=()):
     return manager.config, result
 
 
+def shares_starts(folder, settings):
+    """:return: Whether the environments of an experiment can be told their starts, for some settings of an entry"""
+    import gymnasium as gym
+
+    manager, _ = manage("CartPole-v1", folder)
+    found = []
+    for setting in settings:
+        _, wrap, _, _ = manager._preprocess_hyperparams({"policy": "MlpPolicy", "n_timesteps": 10, **setting})
+        env = gym.make("CartPole-v1")
+        found.append((wrap(env) if wrap else env).has_wrapper_attr("queue_starts"))
+    return found
+
+
 def construct_sampled(env_id, folder):
     """:return: Number of trials of a search for which a model can be made"""
     manager, _ = manage(env_id, folder, optimize=True)
@@ -102,6 +115,13 @@ def test_register(elsewhere):
     additions = [{"reinforce": addition} for addition in (REINFORCE, sample_reinforce_params, convert_reinforce_params)]
     assert once == twice == [table | addition for table, addition in zip(before, additions, strict=True)]
     assert algorithms == [REINFORCE] * 4
+
+
+@pytest.mark.zoo
+def test_starts_are_shared_in_processes_too(elsewhere, tmp_path):
+    """Those of a ``SubprocVecEnv`` are out of reach later."""
+    settings = [{}, {"group_size": 2, "n_episodes": 8}, {"baseline": "greedy"}, {"baseline": "greedy", "group_size": 2}]
+    assert elsewhere(shares_starts, tmp_path, settings) == [False, True, True, True]
 
 
 def test_imports_without_rl_zoo():

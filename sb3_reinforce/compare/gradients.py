@@ -20,6 +20,7 @@ from sb3_reinforce.compare.plots import plot_gradients
 from sb3_reinforce.compare.quality import COLUMNS, ESTIMATORS, Estimator, collect, copy_of, fit_critic, measure, table_lines
 from sb3_reinforce.compare.shared_starts import compare_groups, describe, start_share
 from sb3_reinforce.reinforce import REINFORCE
+from sb3_reinforce.vec_env.shared_starts import check_starts, share_starts
 
 #: Numbers of episodes per estimate
 BATCH_SIZES = (2, 4, 8, 16, 32)
@@ -151,6 +152,9 @@ def gradients(
     if measured.group_options is not None and group_size > 1:
         raise ValueError("group_options: episodes without groups would have other starts than those with them")
     baseline = "leave_one_out" if measured.baseline == "greedy" else measured.baseline
+    if group_size > 1:  # Before any work is lost
+        share_starts(measured.env)  # type: ignore[arg-type]
+        check_starts(measured.env)  # type: ignore[arg-type]
     measured = copy_of(measured, group_size=1, group_options=None, baseline=baseline)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,11 @@ OF_GROUPS: tuple[Estimator, ...] = (("reward_to_go", "timestep"), ("episode", "l
 
 COLUMNS = ("returns", "baseline", "n_episodes", "group_size", "n_batches", "variance", "snr")
 
-#: Shares from which on groups help, and below which they cost: between them it depends
-WORTH_IT, NOT_WORTH_IT = 0.3, 0.1
+#: Share below which the start is no matter
+SMALLEST_SHARE = 0.1
+
+#: Variance of gradients in groups, beside that without, below which groups help, and above which they cost
+HELPS, COSTS = 0.8, 1.25
 
 
 def with_groups(model: REINFORCE, group_size: int) -> REINFORCE:
@@ -81,12 +84,18 @@ def describe(share: float, table: pd.DataFrame, group_size: int) -> str:
     :param group_size: Number of episodes of a group
     :return: A section of a report, in Markdown
     """
-    if share >= WORTH_IT:
-        advice = f"group_size={group_size} is worth a try: episodes of one start are a better baseline for each other"
-    elif share < NOT_WORTH_IT:
+    size = table["n_episodes"].max()
+    # Of the baseline that is the better one, with and without
+    best = table[table["n_episodes"] == size].groupby("group_size")["variance"].min()
+    change = best[group_size] / best[1]
+    if share < SMALLEST_SHARE:
         advice = "groups cannot help here: the start hardly matters, and a group has fewer episodes for its baseline"
+    elif change < HELPS:
+        advice = f"group_size={group_size} is worth a try: gradients of {size} episodes vary {change:.2f} times as much"
+    elif change > COSTS:
+        advice = f"groups cost: gradients of {size} episodes vary {change:.2f} times as much, as they come from fewer starts"
     else:
-        advice = "groups can help or not: compare both over several seeds"
+        advice = f"groups change little: gradients of {size} episodes vary {change:.2f} times as much with them"
     measured = f"{N_STARTS} starts of {N_PER_START} episodes"
     lines = [
         "## Episodes that share a start",

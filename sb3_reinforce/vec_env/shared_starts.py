@@ -29,8 +29,15 @@ class SharedStarts(gym.Wrapper):
     """
 
     def __init__(self, env: gym.Env):
-        super().__init__(env)
         self._starts: deque[Start] = deque()
+        super().__init__(env)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # SB3's set_attr sets what it is given on the outermost wrapper, which was another one without this
+        if name.startswith("_") or name == "env" or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.env, name, value)
 
     def queue_starts(self, starts: Sequence[Start]) -> None:
         """
@@ -39,6 +46,10 @@ class SharedStarts(gym.Wrapper):
         :param starts: Seed and options of each of the next resets. A reset with a seed of its own forgets those that are left
         """
         self._starts = deque(starts)
+
+    def forget_starts(self) -> None:
+        """Forget all starts that are left but the last one, which no other environment has."""
+        self._starts = deque(list(self._starts)[-1:])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:

@@ -143,7 +143,8 @@ class ExperimentManager(exp_manager.ExperimentManager):
             if env_wrapper is not None:
                 raise ValueError("env_wrapper wraps Gymnasium's environments: it cannot be used with --vec-env envpool")
             self._make_envpool([None])  # Checks the arguments
-        if self.algo == "reinforce" and kwargs.get("group_size", 1) > 1 and not self.on_envpool:
+        shares_starts = self.algo == "reinforce" and (kwargs.get("group_size", 1) > 1 or kwargs.get("baseline") == "greedy")
+        if shares_starts and not self.on_envpool:
             # Those of a SubprocVecEnv are out of reach once they are made
             return kwargs, lambda env: SharedStarts(env_wrapper(env) if env_wrapper else env), callbacks, vec_env_wrapper
         return kwargs, env_wrapper, callbacks, vec_env_wrapper
