@@ -74,13 +74,13 @@ def run(task: str, name: str, seed: int, seconds: float) -> dict[str, Any]:
     :return: A row of the results
     """
     th.set_num_threads(1)
-    module = TASKS[task]
+    module, deadline = TASKS[task], Deadline(seconds, time.process_time)
     if name in REINFORCE:
-        model: Any = module.make_model(seed=seed, **REINFORCE[name])
+        model: Any = module.make_model(seed=seed, target_kl=deadline.falling(0.05), **REINFORCE[name])
     else:
         env = make_vec_env(module.Salesman if task == "salesman" else module.JobShop, 32, seed=seed)
         model = MaskablePPO(scoring(MaskableActorCriticPolicy), env, seed=seed, device="cpu", **PPO[name])
-    model.learn(10**9, callback=Deadline(seconds, time.process_time))
+    model.learn(10**9, callback=deadline)
     row = {
         "task": task,
         "contender": name,

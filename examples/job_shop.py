@@ -185,8 +185,8 @@ def main() -> None:
     sizes = args.jobs, args.machines
     for name, rule in RULES.items():
         print(f"{name}: {makespans(by_rule(rule), *sizes).mean():.2f}")
-    model = make_model(*sizes)
-    model.learn(10**9, callback=Deadline(60 * args.minutes))
+    deadline = Deadline(60 * args.minutes)
+    model = make_model(*sizes, target_kl=deadline.falling(0.05)).learn(10**9, callback=deadline)
     print(f"REINFORCE: {makespans(of_model(model), *sizes).mean():.2f} ({model.num_timesteps} steps)")
     if sizes == (6, 6):
         print(f"ft06: {makespans(of_model(model), jobs=FT06)[0]}, the optimum is {FT06_OPTIMUM}")

@@ -164,8 +164,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5, help="minutes of training")
     args = parser.parse_args()
     best = optima(args.cities)
-    model = make_model(args.cities)
-    model.learn(10**9, callback=Deadline(60 * args.minutes))
+    deadline = Deadline(60 * args.minutes)
+    model = make_model(args.cities, target_kl=deadline.falling(0.05)).learn(10**9, callback=deadline)
     print(f"{model.num_timesteps} steps, {len(best)} held-out problems: shortest tour {best.mean():.3f}")
     for name, choose in (("REINFORCE", of_model(model)), ("nearest neighbour", lambda env, _: nearest_neighbour(env))):
         mean = lengths(choose, args.cities).mean()

@@ -1,6 +1,6 @@
 """
-What the examples share: a policy that scores the items of a problem, and whose size does not depend on their number; how it is
-trained and evaluated.
+What the examples of random problems share: a policy that scores the items of a problem, with an actor whose size does not
+depend on their number; how it is trained and evaluated.
 """
 
 import time
@@ -104,9 +104,7 @@ def make_model(env_class: Callable[..., Any], env_kwargs: dict[str, Any], seed: 
     """
     env = make_vec_env(env_class, 32, seed=seed, env_kwargs=env_kwargs)
     settings: dict[str, Any] = dict(n_episodes=64, group_size=8, baseline="timestep", gamma=1.0, cg_max_steps=8)
-    # It would fall over the run, whose number of steps is not known
-    settings |= dict(target_kl=0.02, seed=seed, device="cpu")
-    return REINFORCE(scoring(ReinforcePolicy), env, **{**settings, **kwargs})
+    return REINFORCE(scoring(ReinforcePolicy), env, seed=seed, device="cpu", **{**settings, **kwargs})
 
 
 def of_model(model: Any) -> Any:
@@ -123,16 +121,22 @@ class Deadline(BaseCallback):
     """
     Stop after some time.
 
-    :param seconds: Seconds of training
+    :param seconds: Seconds of training, beginning now
     :param clock: What measures them
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
         super().__init__()
-        self.seconds, self.clock = seconds, clock
+        self.seconds, self.clock, self.end = seconds, clock, clock() + seconds
 
-    def _on_training_start(self) -> None:
-        self.end = self.clock() + self.seconds
+    def falling(self, start: float) -> Callable[[float], float]:
+        """
+        Make a schedule that falls to a tenth by the clock, for a run whose number of steps is not known.
+
+        :param start: Value at the start
+        :return: Function for an argument such as ``target_kl``
+        """
+        return lambda _: start * max(0.1, (self.end - self.clock()) / self.seconds)
 
     def _on_step(self) -> bool:
         return self.clock() < self.end

@@ -1,12 +1,15 @@
 """The examples: their environments keep Gymnasium's interface, their optima are right, and they run."""
 
+import re
 import sys
 from itertools import permutations
 
 import numpy as np
 import pytest
 
-from examples import job_shop, salesman
+from examples import job_shop, salesman, whole_episodes
+from examples.scoring import Deadline
+from sb3_reinforce.episode_reward import PlayedEpisode
 
 
 @pytest.mark.parametrize("env", [salesman.Salesman(6), job_shop.JobShop(4, 3)], ids=["salesman", "job-shop"])
@@ -68,8 +71,30 @@ def test_no_schedule_beats_the_optimum_of_ft06():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module, arguments", [(salesman, ["--cities", "6"]), (job_shop, ["--jobs", "3", "--machines", "3"])])
-def test_programs(module, arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["example", *arguments, "--minutes", "0.05"])
+@pytest.mark.parametrize(
+    "module, arguments, expected",
+    [
+        (salesman, ["--cities", "6", "--minutes", "0.05"], "REINFORCE: "),
+        (job_shop, ["--jobs", "3", "--machines", "3", "--minutes", "0.05"], "REINFORCE: "),
+        (whole_episodes, ["--steps", "600"], r"Eval num_timesteps=(?s:.)*The judge: 0\.\d\d\nThe environment: \d"),
+    ],
+)
+def test_programs(module, arguments, expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["example", *arguments])
     module.main()
-    assert "REINFORCE: " in capsys.readouterr().out
+    assert re.search(expected, capsys.readouterr().out)
+
+
+def test_judge():
+    """The whole time in the middle is 1; half the time, half way to the edge, a quarter."""
+    for n_steps, position, expected in ((500, 0.0, 1.0), (250, -1.2, 0.25)):
+        steps = [(np.full(4, position), 0, 1.0, {})] * n_steps
+        assert whole_episodes.judge(PlayedEpisode(steps)) == pytest.approx(expected)
+
+
+def test_deadline():
+    now = [0.0]
+    deadline = Deadline(100, clock=lambda: now[0])
+    schedule = deadline.falling(0.5)
+    for now[0], value, goes_on in ((0.0, 0.5, True), (50.0, 0.25, True), (99.0, 0.05, True), (100.0, 0.05, False)):
+        assert schedule(1.0) == pytest.approx(value) and deadline._on_step() == goes_on
