@@ -68,8 +68,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
         same time, for the reward-to-go), ``"linear"`` (ridge regression on the other episodes), ``"greedy"`` (return of an
         episode of the likeliest actions with the same start, whose steps are not learned from) or ``"value"`` (a learned
         critic). See :mod:`sb3_reinforce.baselines`.
-    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. If nothing but the baseline tells the
-        episodes of a batch apart, as all have the same return, or time limits have cut off all of them and the critic says
+    :param normalize_advantage: Whether to normalize or not the advantage ``R - b``. If nothing but a fitted baseline tells
+        the episodes of a batch apart, as all have the same return, or time limits have cut off all of them and the critic says
         what would have come, then ``target_kl`` gives a step that is as much shorter as the advantages are smaller than they
         have been so far
     :param reduction: ``"episode"``: sum over the steps of an episode, mean over episodes, as in the formula; ``"step"``: mean
@@ -366,15 +366,17 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
 
     def _rests_on_baseline(self, metrics: dict[str, float]) -> bool:
         """
-        Find whether nothing but the baseline tells the episodes of the batch apart: all have the same return, or time limits
-        have cut off all of them, and the critic says what would have come. All processes that share a batch have to call this.
+        Find whether nothing but a fitted baseline tells the episodes of the batch apart: all have the same return, or time
+        limits have cut off all of them, and the critic says what would have come. All processes that share a batch have to call
+        this.
 
         :param metrics: Result of :meth:`_estimate_advantages`
         :return: Whether it is so, and advantages are normalized
         """
-        have_ended = all_max(any(not episode.truncated for episode in self.rollout_buffer.episodes))
-        are_equal = metrics["return_std"] <= ROUNDING * abs(metrics["return_mean"])
-        return self.normalize_advantage and (are_equal or (self.bootstraps and not have_ended))
+        buffer, is_fitted = self.rollout_buffer, self.baseline in ("linear", "value")
+        have_ended = all_max(any(not episode.truncated for episode in buffer.episodes))
+        are_equal = buffer.total_episodes > 1 and metrics["return_std"] <= ROUNDING * abs(metrics["return_mean"])
+        return self.normalize_advantage and ((is_fitted and are_equal) or (self.bootstraps and not have_ended))
 
     def _step(self, gradient: PolicyGradient, chunks: Chunks, ratio: float) -> dict[str, float]:
         """
