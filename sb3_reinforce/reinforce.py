@@ -367,8 +367,8 @@ class REINFORCE(EpisodicOnPolicyAlgorithm):
     def _rests_on_baseline(self, metrics: dict[str, float]) -> bool:
         """
         Find whether nothing but a fitted baseline tells the episodes of the batch apart: all have the same return, or time
-        limits have cut off all of them, and the critic says what would have come. All processes that share a batch have to call
-        this.
+        limits have cut off all of them, and the critic says what would have come. All processes that share a batch have to
+        call this.
 
         :param metrics: Result of :meth:`_estimate_advantages`
         :return: Whether it is so, and advantages are normalized
